@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Roles, fingerprints and instance descriptions."""
+
+from typing import Any
+
+import pytest
+
+from vllm_epd.errors import ConfigError
+from vllm_epd.types import Fingerprint, InstanceInfo, Role, RoleSet
+
+FINGERPRINT = Fingerprint("c", "w", "float32", "p", "0.32.0")
+INFO = InstanceInfo(
+    "127.0.0.1:8001",
+    "e",
+    "http://127.0.0.1:8001",
+    RoleSet.parse("encode+prefill"),
+    ("demo",),
+    FINGERPRINT,
+    {"n": 1},
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "letters", "whole", "language_model"),
+    [
+        ("encode", "E", False, False),
+        ("decode+prefill", "PD", False, True),
+        ("encode+prefill+decode", "EPD", True, True),
+    ],
+)
+def test_roles(text: str, letters: str, whole: bool, language_model: bool) -> None:
+    parsed = RoleSet.parse(text)
+    assert parsed.letters == letters
+    assert parsed.whole is whole
+    assert parsed.language_model is language_model
+    assert RoleSet.from_letters(letters) == parsed
+    assert RoleSet.parse(str(parsed)) == parsed
+    assert all((role in parsed) == (role.value in text) for role in Role)
+
+
+@pytest.mark.parametrize("text", ["", "encoder", "encode+encode", "encode,prefill"])
+def test_a_bad_role_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        RoleSet.parse(text)
+
+
+@pytest.mark.parametrize("letters", ["", "X", "EE"])
+def test_bad_letters_are_refused(letters: str) -> None:
+    with pytest.raises(ConfigError):
+        RoleSet.from_letters(letters)
+
+
+def test_an_instance_survives_its_mapping() -> None:
+    assert InstanceInfo.from_mapping(INFO.to_mapping()) == INFO
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"roles": "x"},
+        {"url": ""},
+        {"models": None},
+        {"fingerprint": {"config": "c"}},
+        {"surprise": 1},
+        {"epoch": 7},
+    ],
+)
+def test_a_bad_instance_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        InstanceInfo.from_mapping(INFO.to_mapping() | change)
+
+
+def test_a_missing_field_is_refused() -> None:
+    data = INFO.to_mapping()
+    del data["url"]
+    with pytest.raises(ConfigError, match="url"):
+        InstanceInfo.from_mapping(data)
+
+
+def test_differences_are_named() -> None:
+    other = Fingerprint("c", "x", "float32", "p", "0.32.0")
+    assert FINGERPRINT.differences(other) == ["weights: w != x"]
+    assert FINGERPRINT.differences(FINGERPRINT) == []

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names that vLLM learns from us. Everything is registered as a string and loaded when it is used."""
+
+CONNECTOR = "EPDEmbeddingConnector"
+
+MODELS = {"InternVLChatModel": "vllm_epd.compat.internvl:EPDInternVLChatModel"}
+"""Architectures whose parser declares no `embedding_fields` in vLLM, and our subclass that does."""
+
+_registered = False
+
+
+def register() -> None:
+    """Let `ec_connector: EPDEmbeddingConnector` be found, and extend the models above; once per process."""
+    global _registered
+    if _registered:
+        return
+    _registered = True
+    from vllm import ModelRegistry
+    from vllm.distributed.ec_transfer.ec_connector.factory import ECConnectorFactory
+
+    ECConnectorFactory.register_connector(CONNECTOR, "vllm_epd.connectors.ec", CONNECTOR)
+    for architecture, where in MODELS.items():
+        ModelRegistry.register_model(architecture, where)

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's embedding-connector interface, as a thin shell around a scheduler half and a worker half."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.distributed.ec_transfer.ec_connector.base import (
+    ECConnectorBase,
+    ECConnectorMetadata,
+    ECConnectorRole,
+)
+from vllm.distributed.ec_transfer.ec_connector.utils import (
+    PlaceholderMetadataResolver,
+    collect_ec_item_metadata,
+)
+
+from vllm_epd.compat.weights import log_saved_weights
+from vllm_epd.connectors.ec_scheduler import ConsumerHalf, ProducerHalf, describe
+from vllm_epd.connectors.link import AgentLink
+from vllm_epd.connectors.metadata import StepMetadata
+from vllm_epd.connectors.settings import EmbeddingSettings
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+
+    from vllm_epd.connectors.ec_worker import WorkerHalf
+
+
+@dataclass
+class EPDConnectorMetadata(ECConnectorMetadata):
+    """vLLM's envelope for one step's orders."""
+
+    step: StepMetadata
+
+
+class EPDEmbeddingConnector(ECConnectorBase):
+    """Offers embeddings from a pool and pulls them, asynchronously to the engine's steps."""
+
+    def __init__(self, vllm_config: "VllmConfig", role: ECConnectorRole) -> None:
+        super().__init__(vllm_config=vllm_config, role=role)
+        config = vllm_config.ec_transfer_config
+        assert config is not None
+        self._settings = EmbeddingSettings.from_extra_config(config.ec_connector_extra_config)
+        self._producer: ProducerHalf | None = None
+        self._consumer: ConsumerHalf | None = None
+        self._worker: WorkerHalf | None = None
+        if role is ECConnectorRole.SCHEDULER:
+            self._make_scheduler_halves(vllm_config)
+        else:
+            self._make_worker_half(vllm_config)
+
+    def _make_scheduler_halves(self, vllm_config: "VllmConfig") -> None:
+        settings, parallel = self._settings, vllm_config.parallel_config
+        rank = parallel.data_parallel_index
+        self._resolver = PlaceholderMetadataResolver(vllm_config.model_config)
+        if self.is_producer:
+            self._producer = ProducerHalf(settings.epoch, settings.peer_address(rank))
+        if self.is_consumer:
+            addresses = [settings.command_address(rank, tp) for tp in range(parallel.tensor_parallel_size)]
+            self._consumer = ConsumerHalf(AgentLink(addresses), settings.landing_bytes, tower=settings.tower)
+
+    def _make_worker_half(self, vllm_config: "VllmConfig") -> None:
+        from vllm.distributed.parallel_state import get_pp_group, get_tensor_model_parallel_rank
+        from vllm.platforms import current_platform
+
+        from vllm_epd.compat.fingerprint import fingerprint_of
+        from vllm_epd.compat.nixl import quiet_progress_thread
+        from vllm_epd.connectors.ec_worker import WorkerHalf
+        from vllm_epd.transfer.agent import AgentConfig, TransferAgent
+        from vllm_epd.transfer.nixl import NixlTransport
+
+        quiet_progress_thread()
+        if not get_pp_group().is_first_rank:
+            return
+        settings, tp_rank = self._settings, get_tensor_model_parallel_rank()
+        dp_rank = vllm_config.parallel_config.data_parallel_index
+        serves = self.is_producer and tp_rank == 0
+        agent = TransferAgent(
+            AgentConfig(
+                epoch=settings.epoch,
+                fingerprint=fingerprint_of(vllm_config),
+                command=settings.command_address(dp_rank, tp_rank),
+                listen=settings.peer_address(dp_rank) if serves else None,
+                pool_bytes=settings.pool_bytes,
+                fetch_timeout_s=settings.fetch_timeout_s,
+                pinned=current_platform.is_cuda_alike(),
+            ),
+            NixlTransport,
+        )
+        device = torch.device(current_platform.device_type)
+        self._worker = WorkerHalf(agent, settings.lease_s, device)
+
+    # Worker side.
+
+    def start_worker_services(self) -> None:
+        if self._worker is not None:
+            log_saved_weights(self._vllm_config, tower=self._settings.tower, language_model=self.is_consumer)
+
+    def start_load_caches(self, encoder_cache: dict[str, torch.Tensor], **kwargs: Any) -> None:
+        if self._worker is not None:
+            self._worker.load(encoder_cache, self._step())
+
+    def start_save_caches(self, **kwargs: Any) -> None:
+        if self._worker is not None:
+            self._worker.offer_cached(kwargs["encoder_cache"], self._step())
+
+    def save_caches(self, encoder_cache: dict[str, torch.Tensor], mm_hash: str, **kwargs: Any) -> None:
+        if self._worker is not None and self.is_producer and self._connector_metadata is not None:
+            self._worker.offer_encoded(encoder_cache, mm_hash, self._step())
+
+    # Scheduler side.
+
+    def has_cache_item(self, identifier: str) -> bool:
+        return self._consumer is not None and self._consumer.has(identifier)
+
+    def ensure_cache_available(self, request: "Request", num_computed_tokens: int) -> bool:
+        if self._producer is not None:
+            self._producer.note(request)
+        return self._consumer is None or self._consumer.available(request, num_computed_tokens)
+
+    def take_unavailable_requests(self) -> set[str]:
+        return set() if self._consumer is None else self._consumer.take_unavailable()
+
+    def update_state_after_alloc(self, request: "Request", index: int) -> None:
+        if self._consumer is not None:
+            self._consumer.load(request.mm_features[index].identifier)
+
+    def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> EPDConnectorMetadata:
+        scheduled = scheduler_output.num_scheduled_tokens
+        consumer, producer = self._consumer, self._producer
+        return EPDConnectorMetadata(
+            StepMetadata(
+                loads=() if consumer is None else consumer.step_loads(),
+                offers=() if producer is None else producer.step_offers(scheduled),
+                drops=() if consumer is None or not scheduled else consumer.step_drops(),
+            )
+        )
+
+    def request_finished(self, request: "Request") -> tuple[bool, dict[str, Any] | None]:
+        if self._consumer is not None:
+            self._consumer.finish(request)
+        handles = {} if self._producer is None else self._producer.finish(request)
+        if not handles and not (self.is_producer and describe(request)):
+            return False, None
+        return False, self._describe(request, handles)
+
+    def shutdown(self) -> None:
+        if self._consumer is not None:
+            self._consumer.close()
+        if self._worker is not None:
+            self._worker.close()
+
+    def _describe(self, request: "Request", handles: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        items = collect_ec_item_metadata(request.mm_features, self._resolver)
+        for feature in request.mm_features:
+            items[feature.identifier]["modality"] = feature.modality
+        return {key: {**item, **handles.get(key, {})} for key, item in items.items()}
+
+    def _step(self) -> StepMetadata:
+        metadata = self._get_connector_metadata()
+        assert isinstance(metadata, EPDConnectorMetadata)
+        return metadata.step

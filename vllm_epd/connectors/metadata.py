@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the scheduler half tells the worker half with each engine step."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An embedding of this step that goes into the pool: its content key and the lease it gets."""
+
+    key: str
+    lease: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """An embedding that has landed as `landing` and that the model reads under its content key."""
+
+    key: str
+    landing: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetadata:
+    """Orders for one step, in the order in which the worker carries them out.
+
+    Attributes:
+        loads: what has landed and goes into the model's encoder cache.
+        offers: embeddings to put into the pool, those encoded in this step or cached from an earlier one.
+        drops: landings that no request needs any more.
+    """
+
+    loads: tuple[Load, ...] = ()
+    offers: tuple[Offer, ...] = ()
+    drops: tuple[int, ...] = ()

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bookkeeping of a paged region of memory: who holds which pages, and until when.
+
+Pure: no bytes, no threads, no clock of its own. The owner of the region calls it under a lock and moves the
+bytes.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from vllm_epd.errors import EmbeddingLostError, PoolError
+
+
+class Span(NamedTuple):
+    """A run of bytes of a region: `offset` from its start and `length`, both in bytes."""
+
+    offset: int
+    length: int
+
+
+class _Pin(NamedTuple):
+    key: str
+    deadline: float
+
+
+@dataclass(slots=True)
+class _Item:
+    pages: tuple[int, ...]
+    nbytes: int
+    pins: set[str] = field(default_factory=set)
+
+
+class PagedPool:
+    """Pages of one region, items made of pages, pins that keep an item from eviction.
+
+    A pin is a lease (a consumer may still come) or a grant (a consumer is reading). An item without a live pin
+    stays as a cache entry until its pages are wanted; the least recently used goes first.
+    """
+
+    def __init__(self, capacity_bytes: int, page_bytes: int) -> None:
+        """Divide `capacity_bytes` into pages of `page_bytes`; a rest smaller than a page stays unused."""
+        if page_bytes <= 0 or capacity_bytes < page_bytes:
+            raise PoolError(f"a pool of {capacity_bytes} bytes holds no page of {page_bytes} bytes")
+        self.page_bytes = page_bytes
+        self.num_pages = capacity_bytes // page_bytes
+        self._free = list(range(self.num_pages - 1, -1, -1))
+        self._items: OrderedDict[str, _Item] = OrderedDict()
+        self._pins: dict[str, _Pin] = {}
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Bytes that all pages hold together."""
+        return self.num_pages * self.page_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes in pages that belong to no item."""
+        return len(self._free) * self.page_bytes
+
+    @property
+    def pinned(self) -> int:
+        """Number of items that a lease or a grant holds."""
+        return sum(bool(item.pins) for item in self._items.values())
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def reserve(self, key: str, nbytes: int, now: float) -> tuple[Span, ...] | None:
+        """Give `key` pages for `nbytes`, evicting what nobody pins; None when the pinned items leave no room.
+
+        The item has no pin yet: `pin` it before the next call to `reserve`.
+
+        Raises:
+            PoolError: the item is larger than the whole pool, or `key` is held already.
+        """
+        if nbytes <= 0 or nbytes > self.capacity_bytes:
+            raise PoolError(
+                f"an item of {nbytes} bytes does not fit a pool of {self.capacity_bytes} bytes; raise --epd-pool-bytes"
+            )
+        if key in self._items:
+            raise PoolError(f"{key!r} is held already")
+        wanted = -(-nbytes // self.page_bytes)
+        if not self._make_room(wanted, now):
+            return None
+        pages = tuple(sorted(self._free.pop() for _ in range(wanted)))
+        self._items[key] = _Item(pages, nbytes)
+        return self.spans(key)
+
+    def spans(self, key: str) -> tuple[Span, ...]:
+        """The bytes of `key` in order, neighbouring pages joined.
+
+        Raises:
+            EmbeddingLostError: `key` is not held.
+        """
+        item = self._held(key)
+        spans: list[Span] = []
+        left = item.nbytes
+        for page in item.pages:
+            offset, length = page * self.page_bytes, min(left, self.page_bytes)
+            if spans and spans[-1].offset + spans[-1].length == offset:
+                spans[-1] = Span(spans[-1].offset, spans[-1].length + length)
+            else:
+                spans.append(Span(offset, length))
+            left -= length
+        return tuple(spans)
+
+    def pin(self, key: str, pin_id: str, deadline: float) -> None:
+        """Keep `key` until `unpin(pin_id)` or `deadline`; a second call with the same id moves the deadline.
+
+        Raises:
+            EmbeddingLostError: `key` is not held.
+        """
+        self._held(key).pins.add(pin_id)
+        self._items.move_to_end(key)
+        self._pins[pin_id] = _Pin(key, deadline)
+
+    def unpin(self, pin_id: str) -> bool:
+        """Let go of a pin; False when there is none of that id (a repeated or late acknowledgement)."""
+        pin = self._pins.pop(pin_id, None)
+        if pin is None:
+            return False
+        self._items[pin.key].pins.discard(pin_id)
+        return True
+
+    def remove(self, key: str) -> None:
+        """Forget `key` with its pins, if it is held."""
+        if key not in self._items:
+            return
+        for pin_id in tuple(self._items[key].pins):
+            del self._pins[pin_id]
+        self._free.extend(self._items.pop(key).pages)
+
+    def expire(self, now: float) -> int:
+        """Let go of all pins whose deadline has passed; returns how many."""
+        late = [pin_id for pin_id, pin in self._pins.items() if pin.deadline <= now]
+        for pin_id in late:
+            self.unpin(pin_id)
+        return len(late)
+
+    def _make_room(self, wanted: int, now: float) -> bool:
+        if len(self._free) >= wanted:
+            return True
+        self.expire(now)
+        for key in [key for key, item in self._items.items() if not item.pins]:
+            if len(self._free) >= wanted:
+                break
+            self.remove(key)
+        return len(self._free) >= wanted
+
+    def _held(self, key: str) -> _Item:
+        item = self._items.get(key)
+        if item is None:
+            raise EmbeddingLostError(f"{key!r} is not held (never offered, or evicted after its lease)")
+        return item

@@ -36,12 +36,14 @@ class AgentLink:
         """Have one agent give the lease of `handle` back to its producer."""
         self._sockets[0].send(wire.encode(wire.Release(handle)))
 
-    def poll(self) -> list[wire.Report]:
+    def poll(self) -> list[wire.Pulled | wire.PullFailed]:
         """What has landed or failed on all agents since the last call."""
         if not self._pending:
             return []
-        done: list[wire.Report] = []
+        done: list[wire.Pulled | wire.PullFailed] = []
         for report in self._reports():
+            if isinstance(report, wire.PoolState):
+                continue
             if isinstance(report, wire.PullFailed):
                 self._failed[report.landing] = report.reason
             self._pending[report.landing] = self._pending.get(report.landing, 1) - 1

@@ -5,7 +5,11 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import msgspec
+
 from vllm_epd.compat.fingerprint import fingerprint_of
+from vllm_epd.connectors.pool_state import ask_pool_state
+from vllm_epd.connectors.settings import EmbeddingSettings
 from vllm_epd.roles.registrar import Registrar
 from vllm_epd.roles.serve import ATTRIBUTE, Instance
 from vllm_epd.types import Fingerprint, InstanceInfo
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class AdminPlugin:
-    """`GET /epd/info`, and a registrar where `--epd-router` is given."""
+    """`GET /epd/info` and `/epd/pool`, and a registrar where `--epd-router` is given."""
 
     name = "epd"
     required_tasks = ("generate",)
@@ -29,10 +33,12 @@ class AdminPlugin:
         self._url = ""
         self._fingerprint: Fingerprint | None = None
         self._limits: dict[str, int] = {}
+        self._command_address: str | None = None
 
     def attach_router(self, app: "FastAPI") -> None:
         """Add the route."""
         app.add_api_route("/epd/info", self.describe, methods=["GET"])
+        app.add_api_route("/epd/pool", self.pool, methods=["GET"])
         app.router.add_event_handler("shutdown", self.stop)
 
     async def init_state(self, engine_client: "EngineClient | None", state: "State", args: Namespace) -> None:
@@ -43,6 +49,8 @@ class AdminPlugin:
         self._state = state
         self._url = _public_url(self._instance, args)
         self._fingerprint = fingerprint_of(engine_client.vllm_config)
+        settings = EmbeddingSettings.from_extra_config(args.ec_transfer_config.ec_connector_extra_config)
+        self._command_address = settings.command_address(0, 0)
         self._limits = {"max_model_len": int(engine_client.model_config.max_model_len)}
         if self._instance.config.router is not None:
             self._registrar = Registrar(self._instance.config.router, _health_url(args), self.info)
@@ -65,6 +73,12 @@ class AdminPlugin:
     async def describe(self) -> dict[str, Any]:
         """The answer to `GET /epd/info`; empty without a role."""
         return {} if self._instance is None else self.info().to_mapping()
+
+    async def pool(self) -> dict[str, Any]:
+        """The answer to `GET /epd/pool`: how full the region for embeddings is; empty without a role."""
+        if self._command_address is None:
+            return {}
+        return dict(msgspec.to_builtins(await ask_pool_state(self._command_address)))
 
     async def stop(self) -> None:
         """Sign off at the router."""

@@ -154,7 +154,7 @@ class TransferAgent:
         if isinstance(command, wire.Release):
             await fetcher.acknowledge(command.handle)
             return
-        report = await self._pull(command, fetcher)
+        report = self.store.state() if isinstance(command, wire.AskPool) else await self._pull(command, fetcher)
         await commands.send_multipart([sender, wire.encode(report)])
 
     async def _pull(self, pull: wire.Pull, fetcher: Fetcher) -> wire.Report:

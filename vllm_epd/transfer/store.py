@@ -11,6 +11,7 @@ import torch
 
 from vllm_epd.errors import EmbeddingLostError, PoolError
 from vllm_epd.transfer.pool import PagedPool, Span
+from vllm_epd.transfer.wire import PoolState
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +109,16 @@ class EmbeddingStore:
             self._items.pop(key, None)
             self._room.notify_all()
 
-    def stats(self) -> dict[str, int]:
-        """Numbers for metrics: capacity, free bytes, items, items pinned."""
+    def state(self) -> PoolState:
+        """How full the region is, counting no pin that has run out."""
         with self._room:
             self._pool.expire(time.monotonic())
-            return {
-                "capacity_bytes": self._pool.capacity_bytes,
-                "free_bytes": self._pool.free_bytes,
-                "items": len(self._pool),
-                "pinned": self._pool.pinned,
-            }
+            return PoolState(
+                capacity_bytes=self._pool.capacity_bytes,
+                free_bytes=self._pool.free_bytes,
+                items=len(self._pool),
+                pinned=self._pool.pinned,
+            )
 
     def _reserve(self, key: str, nbytes: int, pin: str, pin_s: float, wait_s: float) -> bool:
         """Reserve and pin; False when `key` was there, which then is pinned too."""

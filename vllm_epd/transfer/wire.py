@@ -122,10 +122,23 @@ class Release(msgspec.Struct, frozen=True, tag=True):
     handle: EmbeddingHandle
 
 
+class AskPool(msgspec.Struct, frozen=True, tag=True):
+    """Anyone beside an agent: how full is its region?"""
+
+
+class PoolState(msgspec.Struct, frozen=True, tag=True):
+    """An agent's region: bytes in all and in free pages; items held, and those that a lease or a grant holds."""
+
+    capacity_bytes: int
+    free_bytes: int
+    items: int
+    pinned: int
+
+
 Request = Hello | Fetch | Done | Acknowledge
 Reply = Welcome | Refused | Granted | Lost
-Command = Pull | Release
-Report = Pulled | PullFailed
+Command = Pull | Release | AskPool
+Report = Pulled | PullFailed | PoolState
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

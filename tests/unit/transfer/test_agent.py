@@ -103,13 +103,13 @@ def test_an_acknowledged_lease_frees_the_item_and_a_second_one_changes_nothing(
 ) -> None:
     consumer = make_agent()
     producer.store.put("k", torch.ones(10, 10), "lease", 30.0, 0.0)
-    assert producer.store.stats()["pinned"] == 1
+    assert producer.store.state().pinned == 1
     link = AgentLink([consumer._config.command])
     for _ in range(2):
         link.release(handle_of(producer, "k"))
-    wait_for(lambda: producer.store.stats()["pinned"] == 0)
+    wait_for(lambda: producer.store.state().pinned == 0)
     link.close()
-    assert producer.store.stats()["items"] == 1
+    assert producer.store.state().items == 1
 
 
 def test_grants_and_landing_pages_are_given_back(producer: TransferAgent, make_agent: MakeAgent) -> None:
@@ -118,8 +118,8 @@ def test_grants_and_landing_pages_are_given_back(producer: TransferAgent, make_a
     for number in range(20):
         assert isinstance(pull(consumer, handle_of(producer, "k"), number), wire.Pulled)
     producer.store.release("lease")
-    wait_for(lambda: producer.store.stats()["pinned"] == 0)
-    assert consumer.store.stats()["free_bytes"] == consumer.store.stats()["capacity_bytes"]
+    wait_for(lambda: producer.store.state().pinned == 0)
+    assert consumer.store.state().free_bytes == consumer.store.state().capacity_bytes
 
 
 def test_an_embedding_never_offered_is_lost(producer: TransferAgent, make_agent: MakeAgent) -> None:

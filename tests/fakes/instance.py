@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stub of a vLLM instance: a real HTTP server that records what it is asked and answers by its roles.
+
+Its text depends on the prompt alone: text as it is, each item as `<hash of its data>`, whether the item comes
+as data or as metadata under that hash. So every topology must give the text that one whole instance gives.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from vllm_epd.types import Fingerprint, InstanceInfo, RoleSet
+
+FINGERPRINT = Fingerprint("c0", "w0", "bfloat16", "p0", "0.32.0")
+
+
+@dataclass
+class Seen:
+    """One request as it arrived.
+
+    `outcome` is `running`, `answered` or `aborted`.
+    """
+
+    path: str
+    body: dict[str, Any]
+    size: int
+    headers: Mapping[str, str]
+    outcome: str = "running"
+
+    @property
+    def request_id(self) -> str:
+        return self.headers.get("X-Request-Id", "")
+
+    @property
+    def kind(self) -> str:
+        """`encode`, `prefill` or `generate`."""
+        if (self.body.get("ec_transfer_params") or {}).get("epd", {}).get("offer"):
+            return "encode"
+        return (
+            "prefill" if (self.body.get("kv_transfer_params") or {}).get("do_remote_decode") else "generate"
+        )
+
+
+@dataclass
+class Behaviour:
+    """How an instance departs from answering at once and well.
+
+    Attributes:
+        status: answer with this status instead of 200.
+        body: together with it, this body.
+        headers: and these headers.
+        hold: wait for this event before answering.
+        gate: wait for this event after the first streamed word.
+        break_after: cut the connection after so many events of a stream, or before a whole answer if 0.
+        change: edit a whole answer before it is sent.
+        words: what to generate, instead of the prompt's words.
+        first_event: begin the stream with this event.
+    """
+
+    status: int = 200
+    body: bytes | dict[str, Any] = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    hold: asyncio.Event | None = None
+    gate: asyncio.Event | None = None
+    break_after: int | None = None
+    change: Callable[[dict[str, Any]], None] = lambda answer: None
+    words: list[str] | None = None
+    first_event: bytes = b""
+
+
+class FakeInstance:
+    """An instance with the roles of `letters`, such as `E` or `PD`."""
+
+    def __init__(
+        self,
+        letters: str,
+        *,
+        models: tuple[str, ...] = ("tiny",),
+        fingerprint: Fingerprint = FINGERPRINT,
+        limits: dict[str, int] | None = None,
+    ) -> None:
+        self.roles = RoleSet.from_letters(letters)
+        self.seen: list[Seen] = []
+        self.does = Behaviour()
+        self.arrived = asyncio.Event()
+        self._models = models
+        self._fingerprint = fingerprint
+        self._limits = limits or {}
+        self._runner: web.AppRunner | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=2**30)
+        app.router.add_post("/v1/chat/completions", self._handle)
+        app.router.add_post("/v1/completions", self._handle)
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Stop listening, so that connections are refused; `start` brings it back on the same port."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def instance_id(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def info(self, epoch: str = "1") -> InstanceInfo:
+        return InstanceInfo(
+            self.instance_id, epoch, self.url, self.roles, self._models, self._fingerprint, self._limits
+        )
+
+    def bodies(self, kind: str) -> list[dict[str, Any]]:
+        """The bodies of the requests of one kind."""
+        return [seen.body for seen in self.seen if seen.kind == kind]
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        raw = await request.read()
+        seen = Seen(request.path, json.loads(raw), len(raw), request.headers)
+        self.seen.append(seen)
+        self.arrived.set()
+        try:
+            response = await self._answer(request, seen)
+        except (asyncio.CancelledError, ConnectionResetError):
+            seen.outcome = "aborted"
+            raise
+        seen.outcome = "answered"
+        return response
+
+    async def _answer(self, request: web.Request, seen: Seen) -> web.StreamResponse:
+        if self.does.hold is not None:
+            await self.does.hold.wait()
+        if self.does.status != 200:
+            return self._refusal(self.does.status, self.does.body)
+        if self.does.break_after == 0:
+            request.transport.abort()
+            return web.Response()
+        if problem := self._problem(seen):
+            return self._refusal(400, problem)
+        if seen.body.get("stream"):
+            return await self._stream(request, seen)
+        answer = self._whole(seen)
+        self.does.change(answer)
+        return web.json_response(answer)
+
+    def _refusal(self, status: int, body: bytes | dict[str, Any]) -> web.Response:
+        if isinstance(body, dict):
+            return web.json_response(body, status=status, headers=self.does.headers)
+        return web.Response(body=body, status=status, headers=self.does.headers)
+
+    def _problem(self, seen: Seen) -> dict[str, Any] | None:
+        """What a real instance without a tower or a language model would refuse."""
+        role = {"encode": "encode", "prefill": "prefill", "generate": "decode"}[seen.kind]
+        if role not in str(self.roles).split("+"):
+            return _error(f"this instance does not {role}")
+        if any(not kind.endswith("_embeds") for kind, _ in _items(seen.body)) and not self.roles.encode:
+            return _error("At most 0 image(s) may be provided in one prompt.")
+        return None
+
+    def _whole(self, seen: Seen) -> dict[str, Any]:
+        answer = _answer(seen, [_choice(seen, index, self._words(seen, index)) for index in _indices(seen)])
+        if seen.kind == "encode" or (seen.body.get("ec_transfer_params") or {}).get("epd"):
+            answer["ec_transfer_params"] = self._described(seen)
+        if seen.kind == "prefill":
+            answer["kv_transfer_params"] = self._handed_over(seen)
+        return answer
+
+    def _described(self, seen: Seen) -> dict[str, Any]:
+        entries: dict[str, Any] = {}
+        for index, (kind, data) in enumerate(_items(seen.body)):
+            entry = entries.setdefault(
+                item_hash(data), {"item_indices": [], "modality": kind, "metadata": grid(data)}
+            )
+            entry["item_indices"].append(index)
+            if seen.kind == "encode":
+                entry["handle"] = {"at": self.instance_id, "key": item_hash(data)}
+        return entries
+
+    def _handed_over(self, seen: Seen) -> dict[str, Any]:
+        return {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_block_ids": [[1, 2]],
+            "remote_engine_id": self.instance_id,
+            "remote_request_id": seen.request_id,
+        }
+
+    def _words(self, seen: Seen, index: int) -> list[str]:
+        if self.does.words is not None:
+            return self.does.words
+        seed = seen.body.get("seed")
+        own_choice = [] if seed is None else [f"seed={seed + index}"]
+        return [*_prompt_words(seen.body, index // (seen.body.get("n") or 1)), *own_choice]
+
+    async def _stream(self, request: web.Request, seen: Seen) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        sent = 0
+        async for event in self._events(seen):
+            await response.write(event)
+            sent += 1
+            if sent == self.does.break_after:
+                request.transport.abort()
+                return response
+        return response
+
+    async def _events(self, seen: Seen) -> AsyncIterator[bytes]:
+        if self.does.first_event:
+            yield self.does.first_event
+        said = 0
+        for index in _indices(seen):
+            for number, word in enumerate(words := self._words(seen, index)):
+                last = number == len(words) - 1
+                yield _event(_chunk(seen, index, word if last else word + " ", "stop" if last else None))
+                said += 1
+                if number == 0 and self.does.gate is not None:
+                    await self.does.gate.wait()
+        if (seen.body.get("stream_options") or {}).get("include_usage"):
+            yield _event({**_chunk(seen, 0, "", None), "choices": [], "usage": _usage(seen, said)})
+        yield b"data: [DONE]\n\n"
+
+
+def item_hash(data: str) -> str:
+    """The content key of an item."""
+    return "h" + hashlib.sha256(data.encode()).hexdigest()[:12]
+
+
+def grid(data: str) -> dict[str, Any]:
+    """The metadata of an item; differs from item to item as its size does."""
+    return {"image_grid_thw": [1, 2, len(data)]}
+
+
+def _error(message: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "BadRequestError", "param": None, "code": 400}}
+
+
+def _parts(body: dict[str, Any]) -> list[Any]:
+    parts: list[Any] = []
+    for message in body.get("messages") or []:
+        content = message.get("content")
+        parts += content if isinstance(content, list) else [content or ""]
+    return parts
+
+
+def _items(body: dict[str, Any]) -> list[tuple[str, str]]:
+    """Kind and data of each item; for one that comes as metadata, its hash instead of the data."""
+    found = []
+    for part in _parts(body):
+        if isinstance(part, dict) and part.get("type") != "text":
+            kind = part["type"]
+            if kind.endswith("_embeds"):
+                assert isinstance(part[kind], dict), "metadata only"
+                found.append((kind, part["uuid"]))
+            else:
+                payload = part[kind]
+                found.append(
+                    (kind.removesuffix("_url"), payload["data"] if "data" in payload else payload["url"])
+                )
+    return found
+
+
+def _prompt_words(body: dict[str, Any], prompt: int) -> list[str]:
+    if "prompt" in body:
+        given = body["prompt"]
+        several = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
+        return str(given[prompt] if several else given).split(" ")
+    items = iter(_items(body))
+    words: list[str] = []
+    for part in _parts(body):
+        if isinstance(part, str) or part.get("type") == "text":
+            words.append(part if isinstance(part, str) else part["text"])
+        else:
+            kind, data = next(items)
+            words.append(f"<{data if kind.endswith('_embeds') else item_hash(data)}>")
+    return words
+
+
+def _indices(seen: Seen) -> range:
+    given = seen.body.get("prompt")
+    several = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
+    return range((seen.body.get("n") or 1) * (len(given) if several else 1))
+
+
+def _is_chat(seen: Seen) -> bool:
+    return "chat" in seen.path
+
+
+def _choice(seen: Seen, index: int, words: list[str]) -> dict[str, Any]:
+    text = " ".join(words)
+    said = {"message": {"role": "assistant", "content": text}} if _is_chat(seen) else {"text": text}
+    return {"index": index, **said, "logprobs": None, "finish_reason": "stop"}
+
+
+def _usage(seen: Seen, completion: int) -> dict[str, Any]:
+    given = seen.body.get("prompt")
+    several = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
+    prompt = sum(len(_prompt_words(seen.body, index)) for index in range(len(given) if several else 1))
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _answer(seen: Seen, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    said = sum(
+        len((choice["message"]["content"] if _is_chat(seen) else choice["text"]).split(" "))
+        for choice in choices
+    )
+    return {
+        "id": ("chatcmpl-" if _is_chat(seen) else "cmpl-") + seen.request_id,
+        "object": "chat.completion" if _is_chat(seen) else "text_completion",
+        "created": 1700000000,
+        "model": seen.body.get("model") or "tiny",
+        "choices": choices,
+        "usage": _usage(seen, said),
+        "kv_transfer_params": None,
+        "ec_transfer_params": None,
+    }
+
+
+def _chunk(seen: Seen, index: int, text: str, finish: str | None) -> dict[str, Any]:
+    said = {"delta": {"role": "assistant", "content": text}} if _is_chat(seen) else {"text": text}
+    return {
+        "id": ("chatcmpl-" if _is_chat(seen) else "cmpl-") + seen.request_id,
+        "object": "chat.completion.chunk" if _is_chat(seen) else "text_completion",
+        "created": 1700000000,
+        "model": seen.body.get("model") or "tiny",
+        "choices": [{"index": index, **said, "logprobs": None, "finish_reason": finish}],
+    }
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"

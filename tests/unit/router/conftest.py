@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A router with stub instances, all on loopback ports of this process."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from tests.fakes.instance import FakeInstance
+from vllm_epd.router.app import create_app
+from vllm_epd.router.config import RouterConfig
+from vllm_epd.router.keys import SERVICES
+
+
+class Clock:
+    """A clock that moves when told."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+class Answer:
+    """A whole answer of the router."""
+
+    def __init__(self, status, headers, raw):
+        self.status = status
+        self.headers = headers
+        self.raw = raw
+
+    @property
+    def json(self):
+        return json.loads(self.raw)
+
+    @property
+    def error(self):
+        return self.json["error"]
+
+    @property
+    def texts(self):
+        return [c["message"]["content"] if "message" in c else c["text"] for c in self.json["choices"]]
+
+    @property
+    def text(self):
+        (text,) = self.texts
+        return text
+
+    @property
+    def events(self):
+        """What each event of a stream carries; the last one is the closing one."""
+        blocks = self.raw.decode().split("\n\n")
+        assert blocks.pop() == ""
+        assert all(block.startswith("data: ") for block in blocks)
+        assert blocks.pop() == "data: [DONE]"
+        return [json.loads(block.removeprefix("data: ")) for block in blocks]
+
+    @property
+    def streamed(self):
+        """The text of each choice of a stream."""
+        texts = {}
+        for event in self.events:
+            for choice in event["choices"]:
+                text = choice["delta"]["content"] if "delta" in choice else choice["text"]
+                texts[choice["index"]] = texts.get(choice["index"], "") + text
+        return texts
+
+
+class Cluster:
+    """A router and the instances that registered with it."""
+
+    def __init__(self, session, config, clock):
+        self.session = session
+        self.clock = clock
+        self.app = create_app(config, clock)
+        self._runner = web.AppRunner(self.app, handler_cancellation=True, shutdown_timeout=0.1)
+        self._fakes = []
+        self.url = ""
+
+    async def start(self):
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def stop(self):
+        await self._runner.cleanup()
+        for fake in self._fakes:
+            await fake.stop()
+
+    async def add(self, letters, **kwargs):
+        """Start an instance and register it."""
+        fake = FakeInstance(letters, **kwargs)
+        await fake.start()
+        self._fakes.append(fake)
+        answer = await self.call("POST", "/epd/instances", fake.info().to_mapping())
+        assert answer.status == 200
+        return fake
+
+    async def up(self, *letters):
+        """Start and register an instance for each of `letters`."""
+        return [await self.add(each) for each in letters]
+
+    def instance(self, fake):
+        """What the router knows of an instance."""
+        (found,) = [each for each in self.app[SERVICES].registry.listed() if each.name == fake.instance_id]
+        return found
+
+    async def call(self, method, path, body=None, **kwargs):
+        if body is not None:
+            kwargs["json"] = body
+        async with self.session.request(method, self.url + path, **kwargs) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def chat(self, content, headers=None, **fields):
+        body = {"model": "tiny", "messages": [{"role": "user", "content": content}], **fields}
+        return await self.call("POST", "/v1/chat/completions", body, headers=headers)
+
+    async def complete(self, prompt, headers=None, **fields):
+        body = {"model": "tiny", "prompt": prompt, **fields}
+        return await self.call("POST", "/v1/completions", body, headers=headers)
+
+
+def image(data, **extra):
+    """A media part; `data` stands for the bytes of an image."""
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}, **extra}
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+async def soon(condition):
+    """Wait until `condition()` holds."""
+    for _ in range(4000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not happen in 20 s")
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+async def session():
+    async with aiohttp.ClientSession() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def cluster_with(session, clock):
+    """Starts a router with settings of its own."""
+
+    @asynccontextmanager
+    async def start(**settings):
+        cluster = Cluster(session, RouterConfig(**{"token": None, **settings}), clock)
+        await cluster.start()
+        try:
+            yield cluster
+        finally:
+            await cluster.stop()
+
+    return start
+
+
+@pytest.fixture
+async def cluster(cluster_with):
+    async with cluster_with() as started:
+        yield started

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The router's settings are checked where they are made."""
+
+import pytest
+
+from vllm_epd.errors import ConfigError
+from vllm_epd.router.config import RouterConfig, Timeouts
+from vllm_epd.types import Role
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"prot": 1}, r"unknown router settings \['prot'\]; known: .*'port'"),
+        ({"timeouts": {"encod_s": 1}}, r"unknown router settings \['encod_s'\]"),
+        ({"timeouts": {"encode_s": 0}}, r"timeouts\.encode_s must be positive"),
+        ({"port": 70000}, "port must be between"),
+        ({"policy": "random"}, "unknown routing policy 'random'"),
+        ({"heartbeat_s": 6.0}, "heartbeat_s must be positive and below ttl_s"),
+        ({"heartbeat_s": 0.0}, "heartbeat_s must be positive"),
+        ({"fan_out": 0}, "fan_out must be at least 1"),
+        ({"grace_s": -1}, "grace_s must not be negative"),
+    ],
+)
+def test_refused(data, message):
+    with pytest.raises(ConfigError, match=message):
+        RouterConfig.from_mapping(data)
+
+
+def test_a_mapping_sets_what_it_names():
+    config = RouterConfig.from_mapping({"port": 9000, "timeouts": {"encode_s": 7}})
+    assert (config.port, config.timeouts) == (9000, Timeouts(encode_s=7))
+    assert config.ttl_s == RouterConfig().ttl_s
+
+
+def test_each_stage_has_its_limit():
+    limits = Timeouts(encode_s=1, prefill_s=2, decode_s=3)
+    assert [limits.of(role) for role in Role] == [1, 2, 3]
+
+
+def test_the_token_comes_from_the_environment_and_is_not_shown(monkeypatch):
+    monkeypatch.setenv("EPD_TOKEN", "secret")
+    assert RouterConfig().token == "secret"
+    assert "secret" not in repr(RouterConfig())
+    monkeypatch.setenv("EPD_TOKEN", "")
+    assert RouterConfig().token is None

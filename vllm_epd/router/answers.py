@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the router looks for in an instance's answer before a client sees it. Pure.
+
+An answer is decoded only if its bytes show that it has to be: a transfer parameter that is not null, or a
+choice that failed. Quotes inside strings are escaped in JSON, so generated text cannot look like either.
+"""
+
+import re
+from typing import Any
+
+from vllm_epd.errors import UpstreamError
+from vllm_epd.router import jsonio
+from vllm_epd.router.jsonio import JsonObject
+
+_TRANSFER = re.compile(rb'"(?:kv|ec)_transfer_params"\s*+:\s*+(?!null)')
+_FAILED = re.compile(rb'"finish_reason"\s*+:\s*+"error"')
+
+
+def clean_answer(raw: bytes, stage: str) -> bytes:
+    """A whole answer without transfer parameters, which are no client's business.
+
+    Raises:
+        UpstreamError: a choice failed although the status says otherwise.
+    """
+    if not _TRANSFER.search(raw) and not _FAILED.search(raw):
+        return raw
+    answer = decode_answer(raw, stage)
+    choices = answer.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and choice.get("finish_reason") == "error":
+            raise UpstreamError("the instance failed while it generated", stage=stage)
+    for name in ("kv_transfer_params", "ec_transfer_params"):
+        if name in answer:
+            answer[name] = None
+    return jsonio.encode(answer)
+
+
+def decode_answer(raw: bytes, stage: str) -> JsonObject:
+    """An instance's answer, which must be a JSON object.
+
+    Raises:
+        UpstreamError: it is not.
+    """
+    try:
+        answer = jsonio.decode(raw)
+    except ValueError as error:
+        raise UpstreamError(
+            f"the {stage} instance answered with invalid JSON: {error}", stage=stage
+        ) from error
+    if not isinstance(answer, dict):
+        raise UpstreamError(f"the {stage} instance answered with something else than an object", stage=stage)
+    return answer
+
+
+def handed_over(answer: JsonObject, instance: str) -> JsonObject:
+    """Where the KV cache of a prefill lies that another instance is to take over.
+
+    Raises:
+        UpstreamError: nowhere: the instance has prefilled for itself.
+    """
+    params = answer.get("kv_transfer_params")
+    if isinstance(params, dict) and _any_block(params.get("remote_block_ids")):
+        return params
+    raise UpstreamError(
+        f"prefill instance {instance} did not hand over its KV cache (no remote_block_ids in its answer);"
+        " was it started with a KV connector?",
+        stage="prefill",
+    )
+
+
+def failure(data: bytes, stage: str, instance: str) -> UpstreamError:
+    """The error that a stream begins with, with the status that it names."""
+    answer = decode_answer(data, stage)
+    error = answer.get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    status = code if isinstance(code, int) and 400 <= code < 600 else 502
+    return UpstreamError(f"{stage} instance {instance} failed", stage=stage, status=status, body=data)
+
+
+def _any_block(block_ids: Any) -> bool:
+    """Whether block ids, which come in one list or in one per cache group, name a block."""
+    if not isinstance(block_ids, list):
+        return False
+    return any(_any_block(each) if isinstance(each, list) else True for each in block_ids)

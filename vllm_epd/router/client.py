@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP to instances; the one place that knows aiohttp's client errors."""
+
+import io
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+
+import aiohttp
+
+from vllm_epd.errors import UpstreamError
+from vllm_epd.router.config import Timeouts
+from vllm_epd.router.failures import UnreachableError
+from vllm_epd.router.instances import Instance
+from vllm_epd.types import Role
+
+# Below the 5 s after which vLLM's HTTP server closes an idle connection: one that is being closed must not
+# be taken for a new request, which could not be told from a request that got lost.
+_KEEP_ALIVE_S = 2.0
+_SHOWN = 300
+
+
+class InstanceAnswer:
+    """The answer of an instance that took a request, with its body still to come."""
+
+    def __init__(self, response: aiohttp.ClientResponse, stage: Role, instance: Instance) -> None:
+        self._response = response
+        self._stage = stage
+        self._instance = instance
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the body is a stream of events."""
+        return self._response.content_type == "text/event-stream"
+
+    async def read(self) -> bytes:
+        """The whole body."""
+        with _mapped_errors(self._stage, self._instance):
+            return await self._response.read()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives."""
+        while True:
+            with _mapped_errors(self._stage, self._instance):
+                chunk = await self._response.content.readany()
+            if not chunk:
+                return
+            yield chunk
+
+
+class InstanceClient:
+    """Sends requests to instances; one per router, open between `start` and `close`.
+
+    A request that is cancelled closes its connection, by which the instance learns to abort it.
+    """
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Open the connection pool; once, in the running event loop."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Accept-Encoding": "identity"},
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    @asynccontextmanager
+    async def post(
+        self, stage: Role, instance: Instance, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> AsyncIterator[InstanceAnswer]:
+        """Send a JSON body; the answer is open for the length of the `async with` block.
+
+        Raises:
+            UnreachableError: there is no connection; nothing was sent.
+            UpstreamError: any other failure, or a status other than 200; status and body come along.
+        """
+        if self._session is None:
+            raise RuntimeError("start() has not been called")
+        timeout = aiohttp.ClientTimeout(total=self._timeouts.of(stage), sock_connect=self._timeouts.connect_s)
+        with _mapped_errors(stage, instance):
+            response = await self._session.post(
+                instance.info.url + path,
+                data=io.BytesIO(body),
+                headers={**headers, "Content-Type": "application/json"},
+                timeout=timeout,
+                allow_redirects=False,
+            )
+        async with response:
+            if response.status != 200:
+                raise await _refusal(response, stage, instance)
+            yield InstanceAnswer(response, stage, instance)
+
+    async def ask(
+        self, stage: Role, instance: Instance, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> bytes:
+        """Send a JSON body and return the whole answer; raises as `post` does."""
+        async with self.post(stage, instance, path, body, headers) as answer:
+            return await answer.read()
+
+
+async def _refusal(response: aiohttp.ClientResponse, stage: Role, instance: Instance) -> UpstreamError:
+    with _mapped_errors(stage, instance):
+        body = await response.read()
+    is_json = response.content_type == "application/json"
+    shown = body[:_SHOWN].decode(errors="replace")
+    error = UpstreamError(
+        f"{stage} instance {instance.name} answered {response.status}: {shown}",
+        stage=stage.value,
+        status=response.status if response.status >= 400 else 502,
+        body=body if is_json else None,
+    )
+    wait = response.headers.get("Retry-After", "")
+    error.retry_after_s = int(wait) if wait.isdecimal() else None
+    return error
+
+
+@contextmanager
+def _mapped_errors(stage: Role, instance: Instance) -> Iterator[None]:
+    """Turn what aiohttp raises into our own tree, the most specific first."""
+    who = f"{stage} instance {instance.name}"
+    try:
+        yield
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+        raise UnreachableError(
+            f"{who} cannot be reached: {error}", stage=stage.value, instance=instance
+        ) from error
+    except TimeoutError as error:
+        raise UpstreamError(f"{who} did not answer in time", stage=stage.value, status=504) from error
+    except (aiohttp.ClientError, OSError) as error:
+        reason = str(error) or type(error).__name__
+        raise UpstreamError(f"{who} broke off: {reason}", stage=stage.value) from error

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Typed configuration of the router."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from vllm_epd.errors import ConfigError
+from vllm_epd.router.policies import policy_named
+from vllm_epd.types import Role
+
+#: Environment variable that holds the secret which registering instances must show.
+TOKEN_VARIABLE = "EPD_TOKEN"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long to wait for an instance, in seconds.
+
+    Attributes:
+        connect_s: until a connection stands.
+        encode_s: for the whole answer of an encode instance.
+        prefill_s: for the whole answer of a prefill instance.
+        decode_s: for the whole answer of a decode instance, a stream up to its last token.
+    """
+
+    connect_s: float = 3.0
+    encode_s: float = 120.0
+    prefill_s: float = 600.0
+    decode_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if not getattr(self, each.name) > 0:
+                raise ConfigError(f"timeouts.{each.name} must be positive, got {getattr(self, each.name)!r}")
+
+    @classmethod
+    def from_mapping(cls, data: Mapping[str, Any]) -> Self:
+        """Read the fields by name; unknown ones are refused."""
+        _known(cls, data)
+        return cls(**data)
+
+    def of(self, stage: Role) -> float:
+        """The limit for a whole answer of `stage`."""
+        return {Role.ENCODE: self.encode_s, Role.PREFILL: self.prefill_s, Role.DECODE: self.decode_s}[stage]
+
+
+@dataclass(frozen=True, slots=True)
+class RouterConfig:
+    """Everything that can be set about a router.
+
+    Attributes:
+        host: address to listen on.
+        port: port to listen on; 0 takes a free one.
+        ttl_s: an instance that has not been heard of for so long is dropped.
+        heartbeat_s: how often instances are told to report.
+        policy: how to choose among instances, a name of `policies.POLICIES`.
+        max_body_bytes: larger request bodies are refused with 413.
+        fan_out: how many media parts, or pairs of P and D, of one client request are served at once.
+        max_choices: most pairs of P and D for one client request (prompts times n).
+        grace_s: how long running requests may go on after SIGTERM.
+        timeouts: how long to wait for instances.
+        token: secret of the registration API; None leaves it open.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    ttl_s: float = 6.0
+    heartbeat_s: float = 2.0
+    policy: str = "least_outstanding"
+    max_body_bytes: int = 512 * 2**20
+    fan_out: int = 64
+    max_choices: int = 1024
+    grace_s: float = 30.0
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    token: str | None = field(default_factory=lambda: os.environ.get(TOKEN_VARIABLE) or None, repr=False)
+
+    def __post_init__(self) -> None:
+        policy_named(self.policy)
+        if not 0 < self.heartbeat_s < self.ttl_s:
+            raise ConfigError(
+                f"heartbeat_s must be positive and below ttl_s, got {self.heartbeat_s} and {self.ttl_s}"
+            )
+        if not 0 <= self.port < 2**16:
+            raise ConfigError(f"port must be between 0 and 65535, got {self.port}")
+        for name in ("max_body_bytes", "fan_out", "max_choices"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.grace_s < 0:
+            raise ConfigError(f"grace_s must not be negative, got {self.grace_s}")
+
+    @classmethod
+    def from_mapping(cls, data: Mapping[str, Any]) -> Self:
+        """Read the fields by name, `timeouts` as a mapping; unknown ones are refused."""
+        _known(cls, data)
+        values = dict(data)
+        if isinstance(values.get("timeouts"), Mapping):
+            values["timeouts"] = Timeouts.from_mapping(values["timeouts"])
+        return cls(**values)
+
+
+def _known(cls: type, data: Mapping[str, Any]) -> None:
+    known = {each.name for each in fields(cls)}
+    if unknown := set(data) - known:
+        raise ConfigError(f"unknown router settings {sorted(unknown)}; known: {sorted(known)}")

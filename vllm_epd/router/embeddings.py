@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an encode instance says of its embeddings, and how that is told to the next stages. Pure.
+
+An answer's `ec_transfer_params` has one entry per distinct item: `mm_hash -> {item_indices, modality,
+metadata, handle}`. The handle says where the embedding lies and stays opaque here; the metadata sizes the
+item's placeholders.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vllm_epd.errors import UpstreamError
+from vllm_epd.router.jsonio import JsonObject
+from vllm_epd.router.media import EncodedItem
+
+MODALITIES = frozenset({"image", "video", "audio"})
+
+#: Asks an encode instance to keep the embedding and to say where it is.
+OFFER: JsonObject = {"epd": {"offer": True}}
+#: Asks an instance that encodes and prefills for the metadata of what it encoded.
+DESCRIBE: JsonObject = {"epd": {"describe": True}}
+
+
+def read_offer(answer: JsonObject, instance: str) -> EncodedItem:
+    """The one item that an encode instance was asked to encode.
+
+    Raises:
+        UpstreamError: not exactly one item, or one without metadata and handle.
+    """
+    entries = list(_entries(answer, instance))
+    if len(entries) != 1:
+        raise _unusable(instance, f"offered {len(entries)} embeddings for one media part")
+    item, _ = entries[0]
+    if item.handle is None:
+        raise _unusable(instance, f"gave no handle for {item.mm_hash}")
+    return item
+
+
+def read_description(answer: JsonObject, count: int, instance: str) -> tuple[EncodedItem, ...]:
+    """The items that an instance encoded while it prefilled, in order of appearance in the prompt.
+
+    Raises:
+        UpstreamError: not every one of the `count` items is described, or one twice.
+    """
+    placed = [(index, item) for item, indices in _entries(answer, instance) for index in indices]
+    if sorted(index for index, _ in placed) != list(range(count)):
+        raise _unusable(instance, f"described items {sorted(i for i, _ in placed)} of {count}")
+    return tuple(item for _, item in sorted(placed, key=lambda pair: pair[0]))
+
+
+def transfer_params(items: Sequence[EncodedItem]) -> JsonObject:
+    """The `ec_transfer_params` with which a consumer finds the embeddings."""
+    return {item.mm_hash: {"handle": item.handle} for item in items if item.handle is not None}
+
+
+def _entries(answer: JsonObject, instance: str) -> Iterator[tuple[EncodedItem, list[int]]]:
+    params = answer.get("ec_transfer_params")
+    if not isinstance(params, dict):
+        raise _unusable(instance, "answered without ec_transfer_params; was it started with an encode role?")
+    for mm_hash, entry in params.items():
+        yield _entry(mm_hash, entry, instance)
+
+
+def _entry(mm_hash: str, entry: Any, instance: str) -> tuple[EncodedItem, list[int]]:
+    if not isinstance(entry, dict):
+        raise _unusable(instance, f"gave no object for {mm_hash}")
+    modality, metadata, indices = entry.get("modality"), entry.get("metadata"), entry.get("item_indices")
+    if modality not in MODALITIES or not isinstance(metadata, dict):
+        raise _unusable(instance, f"gave no usable modality and metadata for {mm_hash}")
+    if not isinstance(indices, list) or not all(type(index) is int for index in indices):
+        raise _unusable(instance, f"gave no item_indices for {mm_hash}")
+    return EncodedItem(mm_hash, modality, metadata, entry.get("handle")), indices
+
+
+def _unusable(instance: str, what: str) -> UpstreamError:
+    return UpstreamError(f"encode instance {instance} {what}", stage="encode")

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is there: instances, their epochs and how long ago each was heard of. No I/O; the clock is given."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from vllm_epd.types import InstanceInfo, RoleSet
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """One start of an instance, compared by identity: a restarted one is another.
+
+    Attributes:
+        info: what it said of itself, brought up to date by its heartbeats.
+        seen: when it was last heard of.
+        outstanding: calls that it has not answered yet.
+        suspended: a connection was refused; it is left alone until its next heartbeat.
+    """
+
+    info: InstanceInfo
+    seen: float
+    outstanding: int = 0
+    suspended: bool = False
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.info.instance_id
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Count one piece of work for the length of a `with` block."""
+        self.outstanding += 1
+        try:
+            yield
+        finally:
+            self.outstanding -= 1
+
+
+class InstanceRegistry:
+    """The instances that have registered and still report.
+
+    An instance that leaves, is dropped or is replaced by a new epoch takes no new work; calls in flight
+    keep their `Instance` and end as they will.
+    """
+
+    def __init__(self, clock: Callable[[], float], ttl_s: float) -> None:
+        self._clock = clock
+        self._ttl_s = ttl_s
+        self._instances: dict[str, Instance] = {}
+
+    def register(self, info: InstanceInfo) -> None:
+        """Take in an instance; the same epoch again refreshes it, a new epoch replaces the old one."""
+        known = self._instances.get(info.instance_id)
+        if known is None or known.info.epoch != info.epoch:
+            self._instances[info.instance_id] = Instance(info, self._clock())
+        else:
+            self._refresh(known, info)
+
+    def heartbeat(
+        self,
+        instance_id: str,
+        epoch: str,
+        roles: RoleSet | None = None,
+        models: tuple[str, ...] | None = None,
+    ) -> bool:
+        """Note that an instance lives, and what it does now; False when this epoch is not registered."""
+        known = self._find(instance_id, epoch)
+        if known is None:
+            return False
+        info = known.info
+        self._refresh(
+            known,
+            replace(
+                info,
+                roles=info.roles if roles is None else roles,
+                models=info.models if models is None else models,
+            ),
+        )
+        return True
+
+    def remove(self, instance_id: str, epoch: str) -> bool:
+        """Forget an instance; False when this epoch is not registered."""
+        if self._find(instance_id, epoch) is None:
+            return False
+        del self._instances[instance_id]
+        return True
+
+    def suspend(self, instance: Instance) -> None:
+        """Give an instance no new work until it reports again."""
+        instance.suspended = True
+
+    def listed(self) -> tuple[Instance, ...]:
+        """All that live, in order of registration, suspended ones too."""
+        self._drop_silent()
+        return tuple(self._instances.values())
+
+    def available(self) -> tuple[Instance, ...]:
+        """Those that may be given work."""
+        return tuple(instance for instance in self.listed() if not instance.suspended)
+
+    def age_s(self, instance: Instance) -> float:
+        """Seconds since the instance was heard of."""
+        return self._clock() - instance.seen
+
+    def _find(self, instance_id: str, epoch: str) -> Instance | None:
+        self._drop_silent()
+        known = self._instances.get(instance_id)
+        return known if known is not None and known.info.epoch == epoch else None
+
+    def _refresh(self, instance: Instance, info: InstanceInfo) -> None:
+        instance.info = info
+        instance.seen = self._clock()
+        instance.suspended = False
+
+    def _drop_silent(self) -> None:
+        silent = [key for key, each in self._instances.items() if self.age_s(each) > self._ttl_s]
+        for key in silent:
+            del self._instances[key]

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JSON in and out; each body is parsed once and strings inside it are never looked into."""
+
+from typing import Any
+
+import msgspec
+
+from vllm_epd.errors import BadRequestError
+
+JsonObject = dict[str, Any]
+
+
+def encode(value: Any) -> bytes:
+    """`value` as compact JSON."""
+    return msgspec.json.encode(value)
+
+
+def decode(raw: bytes) -> Any:
+    """The value that `raw` spells.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply.
+    """
+    try:
+        return msgspec.json.decode(raw)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def decode_request(raw: bytes) -> JsonObject:
+    """A client's body, which must be a JSON object.
+
+    Raises:
+        BadRequestError: it is not.
+    """
+    try:
+        value = decode(raw)
+    except ValueError as error:
+        raise BadRequestError(f"the request body is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BadRequestError("the request body must be a JSON object")
+    return value

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Under which keys the application carries things, and the id of the request being served."""
+
+from contextvars import ContextVar
+
+from aiohttp import web
+
+from vllm_epd.router.context import Services
+from vllm_epd.router.pipeline import Pipeline
+
+SERVICES = web.AppKey("services", Services)
+PIPELINE = web.AppKey("pipeline", Pipeline)
+
+REQUEST_ID_HEADER = "X-Request-Id"
+#: Set for the task that serves a request.
+REQUEST_ID: ContextVar[str] = ContextVar("request_id")

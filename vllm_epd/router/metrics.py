@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the router counts, for Prometheus."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from vllm_epd.router.instances import Instance
+from vllm_epd.types import Role
+
+_PREFIX = "vllm_epd_router_"
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+class Metrics:
+    """The numbers of one router; each has its own collection, so that several may share a process."""
+
+    def __init__(self) -> None:
+        self._collected = CollectorRegistry()
+        self._requests = Counter(
+            f"{_PREFIX}requests", "Requests answered.", ["route", "status"], registry=self._collected
+        )
+        self._in_flight = Gauge(f"{_PREFIX}in_flight", "Requests being served.", registry=self._collected)
+        self._stages = Histogram(
+            f"{_PREFIX}stage_seconds",
+            "Time that requests spent in a stage, failed ones too.",
+            ["stage"],
+            buckets=_BUCKETS,
+            registry=self._collected,
+        )
+        self._instances = Gauge(
+            f"{_PREFIX}instances", "Instances that may be given work.", ["role"], registry=self._collected
+        )
+        self._outstanding = Gauge(
+            f"{_PREFIX}outstanding",
+            "Calls an instance has not answered.",
+            ["instance"],
+            registry=self._collected,
+        )
+
+    @contextmanager
+    def in_flight(self) -> Iterator[None]:
+        """Count one request for the length of a `with` block."""
+        with self._in_flight.track_inprogress():
+            yield
+
+    def answered(self, route: str, status: int) -> None:
+        """Count an answer; 499 stands for a client that went away."""
+        self._requests.labels(route, str(status)).inc()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure a `with` block as time spent in a stage."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self._stages.labels(name).observe(perf_counter() - start)
+
+    def render(self, available: Iterable[Instance]) -> bytes:
+        """All numbers in Prometheus' text format."""
+        present = list(available)
+        for role in Role:
+            self._instances.labels(role.value).set(sum(role in each.info.roles for each in present))
+        self._outstanding.clear()
+        for each in present:
+            self._outstanding.labels(each.name).set(each.outstanding)
+        return generate_latest(self._collected)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Around every request: its id, its numbers, the token of the registration API, and errors as OpenAI's."""
+
+import asyncio
+import hmac
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from vllm_epd.errors import RequestError
+from vllm_epd.router import jsonio
+from vllm_epd.router.failures import UnauthorizedError, error_object, error_response
+from vllm_epd.router.keys import REQUEST_ID, REQUEST_ID_HEADER, SERVICES
+from vllm_epd.router.pipeline import log_failure
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+logger = logging.getLogger(__name__)
+
+#: How a request is counted whose client went away.
+CLIENT_GONE = 499
+_TYPES = {404: "NotFoundError", 405: "MethodNotAllowedError", 413: "RequestTooLargeError"}
+
+
+@web.middleware
+async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Keep the client's request id, or make one."""
+    REQUEST_ID.set(request.headers.get(REQUEST_ID_HEADER) or uuid.uuid4().hex)
+    return await handler(request)
+
+
+async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
+    """Return the request id, in streams too."""
+    response.headers[REQUEST_ID_HEADER] = REQUEST_ID.get()
+
+
+@web.middleware
+async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Count requests by route and status."""
+    metrics = request.app[SERVICES].metrics
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource is not None else "other"
+    status = CLIENT_GONE
+    with metrics.in_flight():
+        try:
+            response = await handler(request)
+            status = response.status
+        except (asyncio.CancelledError, ConnectionResetError):
+            logger.info("request %s: the client went away", REQUEST_ID.get())
+            raise
+        finally:
+            metrics.answered(route, status)
+    return response
+
+
+@web.middleware
+async def spell_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every failure with an error object of the OpenAI API."""
+    try:
+        return await handler(request)
+    except RequestError as error:
+        log_failure(REQUEST_ID.get(), error)
+        return error_response(error)
+    except web.HTTPException as error:
+        return _as_json(error)
+    except ConnectionResetError:
+        raise
+    except Exception:
+        logger.exception("request %s met a bug of the router", REQUEST_ID.get())
+        body = error_object("the router failed; its log says why", "InternalServerError", 500)
+        return web.Response(body=jsonio.encode(body), status=500, content_type="application/json")
+
+
+@web.middleware
+async def authorize(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let only those who know the token, if there is one, tell the router about instances."""
+    token = request.app[SERVICES].config.token
+    if token is not None and request.path.startswith("/epd/"):
+        shown = request.headers.get("Authorization", "")
+        if not hmac.compare_digest(shown.encode(), f"Bearer {token}".encode()):
+            raise UnauthorizedError("the registration API needs the router's token as a bearer token")
+    return await handler(request)
+
+
+def _as_json(error: web.HTTPException) -> web.Response:
+    body = error_object(error.text or error.reason, _TYPES.get(error.status, "BadRequestError"), error.status)
+    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+    return web.Response(
+        body=jsonio.encode(body), status=error.status, content_type="application/json", headers=headers
+    )
+
+
+CHAIN = (identify, count, spell_errors, authorize)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which instances serve one request: a pure function of who is there and what the request needs."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from vllm_epd.errors import NoInstanceError
+from vllm_epd.router.failures import UnknownModelError
+from vllm_epd.router.instances import Instance
+from vllm_epd.types import Fingerprint, Role
+
+#: Chooses one of at least one candidate for a stage.
+Pick = Callable[[Role, Sequence[Instance]], Instance]
+
+TEXT = (Role.PREFILL, Role.DECODE)
+MEDIA = (Role.ENCODE, Role.PREFILL, Role.DECODE)
+
+#: Seconds after which a client may well find the missing instance back: a few heartbeats.
+RETRY_AFTER_S = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The way of one request. Roles may change later; what was planned stays.
+
+    Attributes:
+        prefill: the instance that prefills.
+        splits: another instance decodes, so that the KV cache is handed over.
+        encodes_apart: each media part goes to an encode instance first.
+        raw_media: the prefill instance encodes too, and gets the media as the client sent it.
+    """
+
+    prefill: Instance
+    splits: bool
+    encodes_apart: bool
+    raw_media: bool
+
+    @classmethod
+    def through(cls, prefill: Instance, *, has_media: bool) -> "Route":
+        """The way that follows from the choice of the prefill instance."""
+        roles = prefill.info.roles
+        return cls(
+            prefill=prefill,
+            splits=not roles.decode,
+            encodes_apart=has_media and not roles.encode,
+            raw_media=has_media and roles.encode,
+        )
+
+    @property
+    def group(self) -> Fingerprint:
+        """The fingerprint that all instances of this request share."""
+        return self.prefill.info.fingerprint
+
+    @property
+    def alone(self) -> bool:
+        """One instance serves the request as the client wrote it."""
+        return not self.splits and not self.encodes_apart
+
+
+def serving(instances: Iterable[Instance], model: str | None) -> tuple[Instance, ...]:
+    """Those that serve `model`; without a name, those that serve the first model of the first language model.
+
+    Raises:
+        UnknownModelError: there are instances, but none serves that model.
+    """
+    present = tuple(instances)
+    if not present:
+        return ()
+    if not model:
+        first = next((each for each in present if each.info.roles.language_model), present[0])
+        model = first.info.models[0] if first.info.models else ""
+    chosen = tuple(each for each in present if model in each.info.models)
+    if not chosen:
+        names = sorted({name for each in present for name in each.info.models})
+        raise UnknownModelError(
+            f"The model `{model}` does not exist. Valid aliases: {', '.join(names)}.", param="model"
+        )
+    return chosen
+
+
+def plan_route(
+    instances: Sequence[Instance], *, has_media: bool, pick: Pick, within: Fingerprint | None = None
+) -> Route:
+    """Choose the prefill instance, and with it the way, among the fingerprints that can serve every stage.
+
+    Args:
+        instances: those that serve the model.
+        has_media: whether something has to be encoded.
+        pick: chooses among equals.
+        within: the only fingerprint allowed, once part of the work is done under it.
+
+    Raises:
+        NoInstanceError: a stage has no instance, or none of the same fingerprint as the others.
+    """
+    needed = MEDIA if has_media else TEXT
+    allowed = [each for each in instances if within in (None, each.info.fingerprint)]
+    complete = [group for group in groups(allowed) if not missing(group, needed)]
+    if not complete:
+        raise NoInstanceError(_why_none(allowed, needed), retry_after_s=RETRY_AFTER_S)
+    candidates = [each for group in complete for each in group if each.info.roles.prefill]
+    return Route.through(pick(Role.PREFILL, candidates), has_media=has_media)
+
+
+def peers(instances: Iterable[Instance], route: Route, role: Role) -> tuple[Instance, ...]:
+    """Those that may take the part of `role` in a request of this route.
+
+    Encoding goes to instances that do nothing else, if there are any. Prefill goes to instances that lead
+    to the same way.
+
+    Raises:
+        NoInstanceError: there are none.
+    """
+    found = tuple(
+        each for each in instances if role in each.info.roles and each.info.fingerprint == route.group
+    )
+    if role is Role.ENCODE:
+        found = tuple(each for each in found if not each.info.roles.language_model) or found
+    if role is Role.PREFILL:
+        media = route.encodes_apart or route.raw_media
+        same = [Route.through(each, has_media=media) for each in found]
+        found = tuple(
+            each.prefill for each in same if (each.splits, each.raw_media) == (route.splits, route.raw_media)
+        )
+    if not found:
+        raise NoInstanceError(f"no {role} instance is available any more", retry_after_s=RETRY_AFTER_S)
+    return found
+
+
+def groups(instances: Iterable[Instance]) -> list[list[Instance]]:
+    """Instances by fingerprint, in order of registration."""
+    by_fingerprint: dict[Fingerprint, list[Instance]] = {}
+    for each in instances:
+        by_fingerprint.setdefault(each.info.fingerprint, []).append(each)
+    return list(by_fingerprint.values())
+
+
+def missing(instances: Iterable[Instance], needed: Iterable[Role] = MEDIA) -> list[Role]:
+    """The stages of `needed` that none of the instances serves."""
+    present = {role for each in instances for role in each.info.roles.roles}
+    return [role for role in needed if role not in present]
+
+
+def _why_none(instances: Sequence[Instance], needed: Sequence[Role]) -> str:
+    absent = missing(instances, needed)
+    if absent:
+        return " and ".join(f"no {role} instance" for role in absent) + " is available"
+    base = min(groups(instances), key=lambda group: len(missing(group, needed)))
+    role = missing(base, needed)[0]
+    here = base[0]
+    there = next(each for each in instances if role in each.info.roles)
+    differences = "; ".join(here.info.fingerprint.differences(there.info.fingerprint))
+    return (
+        f"no {role} instance of the fingerprint of {here.name} is available: {there.name} differs in"
+        f" {differences}"
+    )

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How instances come, stay and go: the routes under /epd/instances."""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from vllm_epd.errors import BadRequestError, ConfigError
+from vllm_epd.router import jsonio
+from vllm_epd.router.instances import Instance, InstanceRegistry
+from vllm_epd.router.keys import SERVICES
+from vllm_epd.types import InstanceInfo, RoleSet
+
+_HEARTBEAT_FIELDS = frozenset({"epoch", "roles", "models"})
+
+
+async def register(request: web.Request) -> web.Response:
+    """POST: an instance describes itself and is told how often to report."""
+    services = request.app[SERVICES]
+    services.registry.register(_instance_info(jsonio.decode_request(await request.read())))
+    return _json({"heartbeat_s": services.config.heartbeat_s, "ttl_s": services.config.ttl_s})
+
+
+async def heartbeat(request: web.Request) -> web.Response:
+    """PUT: an instance lives, and says what it does now; 404 asks it to register again."""
+    body = jsonio.decode_request(await request.read())
+    if unknown := set(body) - _HEARTBEAT_FIELDS:
+        raise BadRequestError(
+            f"unknown heartbeat fields {sorted(unknown)}; known: {sorted(_HEARTBEAT_FIELDS)}"
+        )
+    known = _registry(request).heartbeat(
+        request.match_info["instance_id"], _epoch(body.get("epoch")), _roles(body), _models(body)
+    )
+    if not known:
+        raise _not_registered(request)
+    return _json({})
+
+
+async def remove(request: web.Request) -> web.Response:
+    """DELETE: an instance leaves and gets no new work."""
+    if not _registry(request).remove(request.match_info["instance_id"], _epoch(request.query.get("epoch"))):
+        raise _not_registered(request)
+    return web.Response(status=204)
+
+
+async def list_instances(request: web.Request) -> web.Response:
+    """GET: who is there."""
+    registry = _registry(request)
+    return _json({"instances": [_described(registry, each) for each in registry.listed()]})
+
+
+def _registry(request: web.Request) -> InstanceRegistry:
+    return request.app[SERVICES].registry
+
+
+def _described(registry: InstanceRegistry, instance: Instance) -> dict[str, Any]:
+    return {
+        **instance.info.to_mapping(),
+        "age_s": round(registry.age_s(instance), 3),
+        "outstanding": instance.outstanding,
+        "suspended": instance.suspended,
+    }
+
+
+def _instance_info(body: jsonio.JsonObject) -> InstanceInfo:
+    try:
+        info = InstanceInfo.from_mapping(body)
+        address = urlsplit(info.url)
+    except (ConfigError, ValueError) as error:
+        raise BadRequestError(str(error)) from error
+    if address.scheme not in ("http", "https") or not address.netloc:
+        raise BadRequestError(f"url must be an http or https address, got {info.url!r}", param="url")
+    return info
+
+
+def _epoch(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise BadRequestError("`epoch` must be a non-empty string", param="epoch")
+    return value
+
+
+def _roles(body: jsonio.JsonObject) -> RoleSet | None:
+    if "roles" not in body:
+        return None
+    try:
+        return RoleSet.parse(body["roles"])
+    except (ConfigError, AttributeError) as error:
+        raise BadRequestError(f"bad roles: {error}", param="roles") from error
+
+
+def _models(body: jsonio.JsonObject) -> tuple[str, ...] | None:
+    if "models" not in body:
+        return None
+    models = body["models"]
+    if not isinstance(models, list) or not all(isinstance(name, str) for name in models):
+        raise BadRequestError("`models` must be a list of names", param="models")
+    return tuple(models)
+
+
+def _not_registered(request: web.Request) -> web.HTTPNotFound:
+    instance_id = request.match_info["instance_id"]
+    return web.HTTPNotFound(text=f"instance {instance_id} is not registered with this epoch; register it")
+
+
+def _json(value: Any) -> web.Response:
+    return web.Response(body=jsonio.encode(value), content_type="application/json")
+
+
+ROUTES = (
+    web.post("/epd/instances", register),
+    web.get("/epd/instances", list_instances),
+    web.put("/epd/instances/{instance_id}", heartbeat),
+    web.delete("/epd/instances/{instance_id}", remove),
+)

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client's request, and the bodies that encode, prefill and decode get for it. Pure.
+
+The client's body is shared by all bodies made from it and never changed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from vllm_epd.errors import BadRequestError
+from vllm_epd.router import fields, jsonio
+from vllm_epd.router.embeddings import DESCRIBE, OFFER, transfer_params
+from vllm_epd.router.fields import Dest, Rule, When
+from vllm_epd.router.jsonio import JsonObject
+from vllm_epd.router.media import EncodedItem, MediaPart, find_media, replace_media, strip_uuids
+
+#: What makes a vLLM instance keep the KV cache of a prompt for another one.
+KEEP_KV: JsonObject = {
+    "do_remote_decode": True,
+    "do_remote_prefill": False,
+    "remote_engine_id": None,
+    "remote_block_ids": None,
+    "remote_host": None,
+    "remote_port": None,
+}
+
+
+class Api(Enum):
+    """The two generating APIs."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETION = "/v1/completions"
+
+    @property
+    def rules(self) -> Mapping[str, Rule]:
+        """What becomes of each field of this API."""
+        return fields.CHAT if self is Api.CHAT else fields.COMPLETION
+
+    @property
+    def id_prefix(self) -> str:
+        """With what vLLM starts the ids of its answers."""
+        return "chatcmpl-" if self is Api.CHAT else "cmpl-"
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One prompt and one choice of a request: what one pair of P and D serves.
+
+    Attributes:
+        index: index of the choice in the client's answer.
+        prompt: index of the prompt.
+        choice: index among the choices for that prompt.
+    """
+
+    index: int = 0
+    prompt: int = 0
+    choice: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRequest:
+    """A request as far as the router looks into it.
+
+    Attributes:
+        api: where it arrived.
+        raw: the bytes of its body.
+        body: its body.
+        media: its media parts, in order of appearance.
+        prompts: the prompts of a completion; a chat has one.
+        n: choices per prompt.
+    """
+
+    api: Api
+    raw: bytes
+    body: JsonObject
+    media: tuple[MediaPart, ...]
+    prompts: tuple[Any, ...]
+    n: int
+
+    @property
+    def model(self) -> str | None:
+        """The model that the client names."""
+        return self.body.get("model") or None
+
+    @property
+    def stream(self) -> bool:
+        """Whether the answer is a stream of events."""
+        return bool(self.body.get("stream"))
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The pairs of P and D that serve it when the two are apart, in order of their choices."""
+        indices = ((prompt, choice) for prompt in range(len(self.prompts)) for choice in range(self.n))
+        return tuple(Branch(index, *pair) for index, pair in enumerate(indices))
+
+
+def parse_request(api: Api, raw: bytes) -> ClientRequest:
+    """Read a client's body and refuse what no route can serve.
+
+    Raises:
+        BadRequestError: the client must change the request.
+    """
+    body = jsonio.decode_request(raw)
+    fields.refuse(api.rules, body, When.ALWAYS)
+    _check_scalars(body)
+    media: tuple[MediaPart, ...] = ()
+    prompts: tuple[Any, ...] = (None,)
+    if api is Api.CHAT:
+        media = find_media(_messages(body))
+    else:
+        prompts = _prompts(body)
+    n = body.get("n")
+    return ClientRequest(api, raw, body, media, prompts, 1 if n is None else n)
+
+
+def encode_body(request: ClientRequest, media: MediaPart) -> JsonObject:
+    """What an encode instance gets for one media part."""
+    return {
+        **fields.select(request.api.rules, request.body, Dest.ALL, Dest.MEDIA),
+        "messages": [{"role": "user", "content": [media.part]}],
+        "max_tokens": 1,
+        "stream": False,
+        "ec_transfer_params": OFFER,
+    }
+
+
+def prefill_body(request: ClientRequest, branch: Branch, items: Sequence[EncodedItem] | None) -> JsonObject:
+    """What a prefill instance gets whose KV cache another instance takes over.
+
+    Args:
+        request: the client's request.
+        branch: which prompt.
+        items: the encoded media; None if this instance is to encode it itself.
+    """
+    raw_media = items is None and bool(request.media)
+    dests = (Dest.ALL, Dest.PROMPT, Dest.MEDIA) if raw_media else (Dest.ALL, Dest.PROMPT)
+    body = fields.select(request.api.rules, request.body, *dests)
+    _set_prompt(body, request, branch, items)
+    body |= {"max_tokens": 1, "stream": False, "kv_transfer_params": KEEP_KV}
+    if request.body.get("max_completion_tokens") is not None:
+        body["max_completion_tokens"] = 1
+    if raw_media:
+        body["ec_transfer_params"] = DESCRIBE
+    return body
+
+
+def decode_body(
+    request: ClientRequest, branch: Branch, items: Sequence[EncodedItem] | None, kv: JsonObject | None
+) -> JsonObject:
+    """What the instance gets that generates.
+
+    Args:
+        request: the client's request.
+        branch: which prompt and choice; not looked at when `kv` is None.
+        items: the encoded media.
+        kv: where its KV cache is; None if this instance prefills too, for all prompts and choices.
+    """
+    body = fields.select(request.api.rules, request.body, Dest.ALL, Dest.PROMPT, Dest.OUTPUT)
+    if kv is None:
+        _set_messages(body, request, items)
+        return body
+    _set_prompt(body, request, branch, items)
+    body |= {"n": 1, "kv_transfer_params": kv}
+    if isinstance(seed := body.get("seed"), int):
+        body["seed"] = seed + branch.choice  # as vLLM seeds the children of one request
+    return body
+
+
+def _set_prompt(
+    body: JsonObject, request: ClientRequest, branch: Branch, items: Sequence[EncodedItem] | None
+) -> None:
+    if request.api is Api.COMPLETION:
+        body["prompt"] = request.prompts[branch.prompt]
+    else:
+        _set_messages(body, request, items)
+
+
+def _set_messages(body: JsonObject, request: ClientRequest, items: Sequence[EncodedItem] | None) -> None:
+    if not request.media:
+        return
+    if items is None:
+        body["messages"] = strip_uuids(request.body["messages"], request.media)
+        return
+    body["messages"] = replace_media(request.body["messages"], request.media, items)
+    if params := transfer_params(items):
+        body["ec_transfer_params"] = params
+
+
+def _messages(body: JsonObject) -> list[Any]:
+    messages = body.get("messages")
+    if not isinstance(messages, list):
+        raise BadRequestError("`messages` must be a list", param="messages")
+    return messages
+
+
+def _prompts(body: JsonObject) -> tuple[Any, ...]:
+    prompt = body.get("prompt")
+    if prompt is None or prompt == "":
+        raise BadRequestError("`prompt` must be provided and non-empty", param="prompt")
+    if not isinstance(prompt, (str, list)):
+        raise BadRequestError("`prompt` must be a string, a list of strings or token ids", param="prompt")
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        return tuple(prompt)
+    return (prompt,)
+
+
+def _check_scalars(body: JsonObject) -> None:
+    model, n, stream = body.get("model"), body.get("n"), body.get("stream")
+    if model is not None and not isinstance(model, str):
+        raise BadRequestError("`model` must be a string", param="model")
+    if stream is not None and not isinstance(stream, bool):
+        raise BadRequestError("`stream` must be true or false", param="stream")
+    if n is not None and (type(n) is not int or n < 1):
+        raise BadRequestError(f"`n` must be an integer of at least 1, got {n!r}", param="n")
+    for name in ("max_tokens", "max_completion_tokens"):
+        value = body.get(name)
+        if type(value) is int and value < 1 and not (value == 0 and body.get("echo")):
+            raise BadRequestError(f"`{name}` must be at least 1, got {value}", param=name)

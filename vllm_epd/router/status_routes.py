@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be asked about the router itself: models, health, readiness, version, metrics."""
+
+import time
+from typing import Any
+
+from aiohttp import web
+
+from vllm_epd import __version__
+from vllm_epd.router import jsonio
+from vllm_epd.router.failures import error_object
+from vllm_epd.router.instances import Instance
+from vllm_epd.router.keys import SERVICES
+from vllm_epd.router.plan import groups, missing
+from vllm_epd.types import Role
+
+
+async def models(request: web.Request) -> web.Response:
+    """GET /v1/models: what the registered language models serve, each name once."""
+    cards: dict[str, dict[str, Any]] = {}
+    for each in _available(request):
+        if each.info.roles.language_model:
+            for name in each.info.models:
+                cards.setdefault(name, _card(name, each))
+    return _json({"object": "list", "data": list(cards.values())})
+
+
+async def health(request: web.Request) -> web.Response:
+    """GET /health: 200 while the router lives, with what is there."""
+    return _json({"status": "ok", "stages": _stages(_available(request))})
+
+
+async def ready(request: web.Request) -> web.Response:
+    """GET /ready: 200 when instances of one fingerprint serve every stage, otherwise 503."""
+    available = _available(request)
+    lacking = min((missing(group) for group in groups(available)), key=len, default=list(Role))
+    if not lacking:
+        return _json({"status": "ready", "stages": _stages(available)})
+    names = [role.value for role in lacking]
+    message = f"not ready: no {' and no '.join(names)} instance among those of one fingerprint"
+    body = {**error_object(message, "ServiceUnavailableError", 503), "missing": names}
+    return web.Response(body=jsonio.encode(body), status=503, content_type="application/json")
+
+
+async def show_version(request: web.Request) -> web.Response:
+    """GET /version."""
+    return _json({"version": __version__})
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """GET /metrics, for Prometheus."""
+    text = request.app[SERVICES].metrics.render(_available(request))
+    return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+def _available(request: web.Request) -> tuple[Instance, ...]:
+    return request.app[SERVICES].registry.available()
+
+
+def _stages(available: tuple[Instance, ...]) -> dict[str, int]:
+    return {role.value: sum(role in each.info.roles for each in available) for role in Role}
+
+
+def _card(name: str, instance: Instance) -> dict[str, Any]:
+    base = instance.info.models[0]
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "vllm",
+        "root": name,
+        "parent": None if name == base else base,
+        "max_model_len": instance.info.limits.get("max_model_len"),
+    }
+
+
+def _json(value: Any) -> web.Response:
+    return web.Response(body=jsonio.encode(value), content_type="application/json")
+
+
+ROUTES = (
+    web.get("/v1/models", models),
+    web.get("/health", health),
+    web.get("/ready", ready),
+    web.get("/version", show_version),
+    web.get("/metrics", metrics),
+)

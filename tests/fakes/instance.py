@@ -41,9 +41,7 @@ class Seen:
         """`encode`, `prefill` or `generate`."""
         if (self.body.get("ec_transfer_params") or {}).get("epd", {}).get("offer"):
             return "encode"
-        return (
-            "prefill" if (self.body.get("kv_transfer_params") or {}).get("do_remote_decode") else "generate"
-        )
+        return "prefill" if (self.body.get("kv_transfer_params") or {}).get("do_remote_decode") else "generate"
 
 
 @dataclass
@@ -127,7 +125,7 @@ class FakeInstance:
         return [seen.body for seen in self.seen if seen.kind == kind]
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        raw = await request.read()
+        raw = b"".join([chunk async for chunk in request.content.iter_any()])
         seen = Seen(request.path, json.loads(raw), len(raw), request.headers)
         self.seen.append(seen)
         self.arrived.set()
@@ -180,9 +178,7 @@ class FakeInstance:
     def _described(self, seen: Seen) -> dict[str, Any]:
         entries: dict[str, Any] = {}
         for index, (kind, data) in enumerate(_items(seen.body)):
-            entry = entries.setdefault(
-                item_hash(data), {"item_indices": [], "modality": kind, "metadata": grid(data)}
-            )
+            entry = entries.setdefault(item_hash(data), {"item_indices": [], "modality": kind, "metadata": grid(data)})
             entry["item_indices"].append(index)
             if seen.kind == "encode":
                 entry["handle"] = {"at": self.instance_id, "key": item_hash(data)}
@@ -265,9 +261,7 @@ def _items(body: dict[str, Any]) -> list[tuple[str, str]]:
                 found.append((kind, part["uuid"]))
             else:
                 payload = part[kind]
-                found.append(
-                    (kind.removesuffix("_url"), payload["data"] if "data" in payload else payload["url"])
-                )
+                found.append((kind.removesuffix("_url"), payload["data"] if "data" in payload else payload["url"]))
     return found
 
 
@@ -312,8 +306,7 @@ def _usage(seen: Seen, completion: int) -> dict[str, Any]:
 
 def _answer(seen: Seen, choices: list[dict[str, Any]]) -> dict[str, Any]:
     said = sum(
-        len((choice["message"]["content"] if _is_chat(seen) else choice["text"]).split(" "))
-        for choice in choices
+        len((choice["message"]["content"] if _is_chat(seen) else choice["text"]).split(" ")) for choice in choices
     )
     return {
         "id": ("chatcmpl-" if _is_chat(seen) else "cmpl-") + seen.request_id,

@@ -133,8 +133,7 @@ def read_imports(modules: Mapping[str, Path]) -> list[Import]:
         tree = ast.parse(path.read_text(), filename=str(path))
         for node, in_function, typing_only in _walk(tree, in_function=False, typing_only=False):
             found += [
-                Import(module, name, node.lineno, in_function, typing_only)
-                for name in _imported_names(node, modules)
+                Import(module, name, node.lineno, in_function, typing_only) for name in _imported_names(node, modules)
             ]
     return found
 
@@ -172,9 +171,7 @@ def violations(root: Path) -> list[str]:
     """What in the package below `root` breaks the table, one line each."""
     modules = find_modules(root)
     homeless = [f"{module}: no layer" for module in modules if module != PACKAGE and layer_of(module) is None]
-    found = [
-        f"{use.importer}:{use.line}: {why}" for use in read_imports(modules) for why in _faults(use, modules)
-    ]
+    found = [f"{use.importer}:{use.line}: {why}" for use in read_imports(modules) for why in _faults(use, modules)]
     return homeless + found
 
 
@@ -198,9 +195,7 @@ def _layers_to_satisfy(use: Import, modules: Mapping[str, Path]) -> Iterator[Lay
     yield layer_of(use.importer)
     if use.in_function or use.typing_only or modules[use.importer].name != "__init__.py":
         return
-    inside = {layer_of(module) for module in modules if _within(module, use.importer)} - {
-        layer_of(use.importer)
-    }
+    inside = {layer_of(module) for module in modules if _within(module, use.importer)} - {layer_of(use.importer)}
     yield from (layer for layer in inside if layer and layer.name in IMPORTED)
 
 

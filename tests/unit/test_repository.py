@@ -12,9 +12,7 @@ ROOT = Path(__file__).parents[2]
 HEADER = "# SPDX-License-Identifier: Apache-2.0"
 MOST_LINES = 500
 SOURCES = sorted(
-    path
-    for folder in ("vllm_epd", "tests", "patches", "experiments", "csrc")
-    for path in (ROOT / folder).rglob("*.py")
+    path for folder in ("vllm_epd", "tests", "patches", "experiments", "csrc") for path in (ROOT / folder).rglob("*.py")
 ) + [ROOT / "setup.py"]
 
 

@@ -28,7 +28,7 @@ def run(tmp_path):
     def run(code: str, **env: str) -> list[str]:
         # Without site, so that a hook installed in this environment has no part in it.
         paths = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{HOOK}"}
-        command = [sys.executable, "-S", "-c", f"import sys, _vllm_cpu_torchvision\n{code}"]
+        command = [sys.executable, "-S", "-c", f"import sys, _vllm_cpu\n{code}"]
         shown = subprocess.run(command, capture_output=True, text=True, check=True, env={**paths, **env})
         return shown.stdout.splitlines()
 
@@ -46,3 +46,24 @@ def test_leaves_a_torchvision_that_loaded_its_operators_alone(run):
 def test_loads_nothing_before_torchvision_is_imported(run):
     look = "import importlib.util\nimportlib.util.find_spec('torchvision')\nprint('torch' in sys.modules)"
     assert run(look) == ["False"]
+
+
+MINICPM = {
+    "torch/__init__.py": "import types\nfrom torch import backends\ncuda = types.SimpleNamespace()",
+    "torch/backends.py": "import os, types\ncuda = types.SimpleNamespace(is_built=lambda: 'CUDA' in os.environ)",
+    "vllm/__init__.py": "",
+    "vllm/model_executor/__init__.py": "",
+    "vllm/model_executor/models/__init__.py": "",
+    "vllm/model_executor/models/minicpmv.py": "",
+}
+CAPTURING = "import torch\nprint(getattr(torch.cuda, 'is_current_stream_capturing', lambda: 'untouched')())"
+
+
+@pytest.mark.parametrize(("env", "expected"), [({}, "False"), ({"CUDA": "1"}, "untouched")])
+def test_a_torch_without_cuda_never_captures_for_minicpm(tmp_path, run, env, expected):
+    for name, source in MINICPM.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+    assert run(f"import vllm.model_executor.models.minicpmv\n{CAPTURING}", **env) == [expected]
+    assert run(CAPTURING) == ["untouched"]

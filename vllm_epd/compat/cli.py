@@ -23,13 +23,13 @@ def wrap_cli(add_flags: Callable[[argparse.ArgumentParser], None], apply: Callab
     from_cli_args = AsyncEngineArgs.from_cli_args.__func__
 
     def patched_add_cli_args(parser: Any) -> Any:
-        # ### PATCH START
+        # ### PATCH START cli-flags
         add_flags(parser)
         # ### PATCH END
         return add_cli_args(parser)
 
     def patched_from_cli_args(cls: type[Any], args: argparse.Namespace) -> Any:
-        # ### PATCH START
+        # ### PATCH START cli-apply
         apply(args)
         # ### PATCH END
         return from_cli_args(cls, args)

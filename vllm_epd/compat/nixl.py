@@ -21,6 +21,6 @@ def quiet_progress_thread() -> None:
     config = base_worker.nixl_agent_config
     if config is None or isinstance(config, functools.partial):
         return
-    # ### PATCH START
+    # ### PATCH START nixl-progress
     base_worker.nixl_agent_config = functools.partial(config, enable_prog_thread=False)
     # ### PATCH END

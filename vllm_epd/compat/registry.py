@@ -19,5 +19,7 @@ def register() -> None:
     from vllm.distributed.ec_transfer.ec_connector.factory import ECConnectorFactory
 
     ECConnectorFactory.register_connector(CONNECTOR, "vllm_epd.connectors.ec", CONNECTOR)
+    # ### PATCH START internvl-fields
     for architecture, where in MODELS.items():
         ModelRegistry.register_model(architecture, where)
+    # ### PATCH END

@@ -10,11 +10,9 @@ from vllm.distributed.ec_transfer.ec_connector.base import (
     ECConnectorMetadata,
     ECConnectorRole,
 )
-from vllm.distributed.ec_transfer.ec_connector.utils import (
-    PlaceholderMetadataResolver,
-    collect_ec_item_metadata,
-)
+from vllm.distributed.ec_transfer.ec_connector.utils import PlaceholderMetadataResolver
 
+from vllm_epd.compat.metadata import describe_items
 from vllm_epd.compat.weights import log_saved_weights
 from vllm_epd.connectors.ec_scheduler import ConsumerHalf, ProducerHalf, describe
 from vllm_epd.connectors.link import AgentLink
@@ -154,9 +152,7 @@ class EPDEmbeddingConnector(ECConnectorBase):
             self._worker.close()
 
     def _describe(self, request: "Request", handles: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        items = collect_ec_item_metadata(request.mm_features, self._resolver)
-        for feature in request.mm_features:
-            items[feature.identifier]["modality"] = feature.modality
+        items = describe_items(request.mm_features, self._resolver)
         return {key: {**item, **handles.get(key, {})} for key, item in items.items()}
 
     def _step(self) -> StepMetadata:

@@ -36,6 +36,7 @@ ORPHAN_GRACE_S = 3.0
 
 SWEEP_S = 0.05
 TERMINATE = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+HANDLED = TERMINATE | {signal.SIGUSR1, signal.SIGCHLD}
 
 
 def main(arguments: list[str]) -> int:
@@ -55,7 +56,7 @@ class Inbox:
         self._read, write = os.pipe()
         for end in (self._read, write):
             os.set_blocking(end, False)
-        for number in (*TERMINATE, signal.SIGUSR1, signal.SIGCHLD):
+        for number in HANDLED:
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         self._sources = [self._read, sys.stdin.fileno()]
@@ -136,10 +137,16 @@ def signal_all(pids: list[int], number: signal.Signals) -> None:
 
 def _start(command: list[str]) -> int:
     guard = os.getpid()
+    # A signal that comes before the child is the command would meet the guard's handler there, and be lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
     child = os.fork()
     if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         return child
     try:
+        for number in HANDLED:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != guard:
             os._exit(128 + signal.SIGTERM)

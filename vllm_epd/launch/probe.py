@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the processes of a topology are ready: questions over HTTP, answered by no while nobody listens."""
 
+import json
 from collections.abc import Mapping
-from typing import Any
 
 import aiohttp
 
+from vllm_epd.launch.children import ProcessFailedError
+
 TIMEOUT = aiohttp.ClientTimeout(total=5.0)
-FAILURES = (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError)
+UNREACHABLE = (aiohttp.ClientError, TimeoutError)
+SHOWN = 500
+"""Characters of an unexpected answer."""
+
 TOKEN_VARIABLE = "EPD_TOKEN"
 """Holds the secret of the router's registration API; the router reads it too."""
 
@@ -25,24 +30,30 @@ async def is_healthy(session: aiohttp.ClientSession, url: str) -> bool:
 
 
 async def registered_urls(session: aiohttp.ClientSession, router: str) -> frozenset[str]:
-    """Base URLs of the instances that the router knows."""
+    """Base URLs of the instances that the router knows.
+
+    Raises:
+        ProcessFailedError: the router answers, but not with its instances.
+    """
     try:
         async with session.get(f"{router}/epd/instances") as response:
-            listed = (await response.json())["instances"]
-            return frozenset(str(each["url"]) for each in listed)
-    except FAILURES:
+            status, body = response.status, await response.text()
+    except UNREACHABLE:
         return frozenset()
+    try:
+        return frozenset(str(each["url"]) for each in json.loads(body)["instances"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ProcessFailedError(
+            "router", f"does not list its instances, but answers {status}: {body[:SHOWN]}"
+        ) from error
 
 
 async def router_objection(session: aiohttp.ClientSession, router: str) -> str | None:
     """What the router misses before it can serve every request; None when nothing."""
     try:
         async with session.get(f"{router}/ready") as response:
-            if response.status == 200:
-                return None
-            body: Any = await response.json()
-            return str(body["error"]["message"])
-    except FAILURES as error:
+            return None if response.status == 200 else _error_message(response.status, await response.text())
+    except UNREACHABLE as error:
         return f"no answer from the router: {error!r}"
 
 
@@ -50,5 +61,13 @@ async def _status(session: aiohttp.ClientSession, url: str) -> int | None:
     try:
         async with session.get(url) as response:
             return response.status
-    except FAILURES:
+    except UNREACHABLE:
         return None
+
+
+def _error_message(status: int, body: str) -> str:
+    """What an OpenAI error object says; the bare answer where it is none."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{status} {body[:SHOWN]}"

@@ -132,8 +132,10 @@ def _allow_endpoint_plugin() -> None:
 
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is None:
+        # ### PATCH START endpoint-allow
         groups = ("general", "io_processor", "platform", "stat_logger")
         names = {point.name for group in groups for point in entry_points(group=f"vllm.{group}_plugins")}
         os.environ["VLLM_PLUGINS"] = ",".join(sorted(names | {"epd"}))
+        # ### PATCH END
     elif "epd" not in allowed.split(","):
         raise ConfigError(f"VLLM_PLUGINS={allowed} leaves out epd, which --epd-role needs; add it")

@@ -11,8 +11,10 @@ from typing import Any
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router import jsonio
 from vllm_epd.router.jsonio import JsonObject
+from vllm_epd.router.sse import data_of
 
 _TRANSFER = re.compile(rb'"(?:kv|ec)_transfer_params"\s*+:\s*+(?!null)')
+_ERROR = b'{"error"'
 _FAILED = re.compile(rb'"finish_reason"\s*+:\s*+"error"')
 
 
@@ -44,9 +46,7 @@ def decode_answer(raw: bytes, stage: str) -> JsonObject:
     try:
         answer = jsonio.decode(raw)
     except ValueError as error:
-        raise UpstreamError(
-            f"the {stage} instance answered with invalid JSON: {error}", stage=stage
-        ) from error
+        raise UpstreamError(f"the {stage} instance answered with invalid JSON: {error}", stage=stage) from error
     if not isinstance(answer, dict):
         raise UpstreamError(f"the {stage} instance answered with something else than an object", stage=stage)
     return answer
@@ -68,13 +68,46 @@ def handed_over(answer: JsonObject, instance: str) -> JsonObject:
     )
 
 
-def failure(data: bytes, stage: str, instance: str) -> UpstreamError:
-    """The error that a stream begins with, with the status that it names."""
-    answer = decode_answer(data, stage)
+def opening_failure(events: bytes, instance: str) -> UpstreamError | None:
+    """The failure with which a stream begins, if it does; chunks that say nothing yet may come before it.
+
+    It has the status that the error itself names. vLLM writes a chunk with the role alone before it looks at
+    what came of the request.
+    """
+    for data in data_of(events):
+        if data.startswith(_ERROR):
+            return _failure(data, instance)
+        if not _says_nothing(data):
+            return None
+    return None
+
+
+def says_nothing(events: bytes) -> bool:
+    """Whether all of some events together carry nothing but a role."""
+    chunks = list(data_of(events))
+    return bool(chunks) and all(_says_nothing(data) for data in chunks)
+
+
+def _failure(data: bytes, instance: str) -> UpstreamError:
+    answer = decode_answer(data, "decode")
     error = answer.get("error")
     code = error.get("code") if isinstance(error, dict) else None
     status = code if isinstance(code, int) and 400 <= code < 600 else 502
-    return UpstreamError(f"{stage} instance {instance} failed", stage=stage, status=status, body=data)
+    return UpstreamError(f"decode instance {instance} failed", stage="decode", status=status, body=data)
+
+
+def _says_nothing(data: bytes) -> bool:
+    try:
+        choices = jsonio.decode(data)["choices"]
+        return bool(choices) and not any(_spoken(choice) for choice in choices)
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return False
+
+
+def _spoken(choice: JsonObject) -> bool:
+    delta = choice.get("delta") or {}
+    said = [value for name, value in choice.items() if name not in ("index", "delta")]
+    return any(said) or any(value for name, value in delta.items() if name != "role")
 
 
 def _any_block(block_ids: Any) -> bool:

@@ -27,11 +27,10 @@ async def completions(request: web.Request) -> web.StreamResponse:
 async def _generate(request: web.Request, api: Api) -> web.StreamResponse:
     if request.content_type != "application/json":
         raise BadRequestError("Unsupported Media Type: Only 'application/json' is allowed")
-    parsed = parse_request(api, await request.read())
     sink = ClientSink(request)
     ctx = RequestContext(
         services=request.app[SERVICES],
-        request=parsed,
+        request=parse_request(api, await _read(request)),
         request_id=REQUEST_ID.get(),
         headers={name: request.headers[name] for name in PASSED_ON if name in request.headers},
         sink=sink,
@@ -44,6 +43,19 @@ async def _generate(request: web.Request, api: Api) -> web.StreamResponse:
         log_failure(ctx.request_id, error)
         await sink.fail(error)
     return await sink.finish()
+
+
+async def _read(request: web.Request) -> bytes:
+    """The body; unlike `request.read()` it leaves none of it behind in the request."""
+    limit = request.app[SERVICES].config.max_body_bytes
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.content.iter_any():
+        size += len(chunk)
+        if size > limit:
+            raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=size)
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
 ROUTES = (

@@ -28,9 +28,7 @@ def merge_answers(answers: Sequence[JsonObject], n: int) -> JsonObject:
     What vLLM gives only for a single choice (`metrics`) is left out, as it does itself.
     """
     choices = [
-        {**choice, "index": index}
-        for index, answer in enumerate(answers)
-        for choice in answer.get("choices") or ()
+        {**choice, "index": index} for index, answer in enumerate(answers) for choice in answer.get("choices") or ()
     ]
     merged = {**answers[0], "choices": choices}
     usages = [answer["usage"] for answer in answers if isinstance(answer.get("usage"), dict)]

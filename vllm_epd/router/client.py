@@ -91,14 +91,13 @@ class InstanceClient:
                 timeout=timeout,
                 allow_redirects=False,
             )
+        del body  # an answer may last much longer than what it needs of the question
         async with response:
             if response.status != 200:
                 raise await _refusal(response, stage, instance)
             yield InstanceAnswer(response, stage, instance)
 
-    async def ask(
-        self, stage: Role, instance: Instance, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> bytes:
+    async def ask(self, stage: Role, instance: Instance, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
         """Send a JSON body and return the whole answer; raises as `post` does."""
         async with self.post(stage, instance, path, body, headers) as answer:
             return await answer.read()
@@ -127,9 +126,7 @@ def _mapped_errors(stage: Role, instance: Instance) -> Iterator[None]:
     try:
         yield
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-        raise UnreachableError(
-            f"{who} cannot be reached: {error}", stage=stage.value, instance=instance
-        ) from error
+        raise UnreachableError(f"{who} cannot be reached: {error}", stage=stage.value, instance=instance) from error
     except TimeoutError as error:
         raise UpstreamError(f"{who} did not answer in time", stage=stage.value, status=504) from error
     except (aiohttp.ClientError, OSError) as error:

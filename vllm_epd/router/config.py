@@ -79,9 +79,7 @@ class RouterConfig:
     def __post_init__(self) -> None:
         policy_named(self.policy)
         if not 0 < self.heartbeat_s < self.ttl_s:
-            raise ConfigError(
-                f"heartbeat_s must be positive and below ttl_s, got {self.heartbeat_s} and {self.ttl_s}"
-            )
+            raise ConfigError(f"heartbeat_s must be positive and below ttl_s, got {self.heartbeat_s} and {self.ttl_s}")
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"port must be between 0 and 65535, got {self.port}")
         for name in ("max_body_bytes", "fan_out", "max_choices"):

@@ -4,7 +4,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vllm_epd.router.client import InstanceClient
 from vllm_epd.router.config import RouterConfig
@@ -14,7 +14,7 @@ from vllm_epd.router.media import EncodedItem
 from vllm_epd.router.metrics import Metrics
 from vllm_epd.router.plan import Route, peers, serving
 from vllm_epd.router.policies import Policy
-from vllm_epd.router.requests import Branch, ClientRequest
+from vllm_epd.router.requests import Branch, ClientRequest, without_media
 from vllm_epd.router.sinks import Sink
 from vllm_epd.types import Role
 
@@ -86,6 +86,15 @@ class RequestContext:
         """All media in order; None while one is not encoded yet."""
         media = range(len(self.request.media))
         return [self.items[place] for place in media] if len(self.items) == len(media) else None
+
+    def forget_media(self) -> None:
+        """Let go of the media once all of it is encoded."""
+        if (items := self.encoded) is not None:
+            self.request = without_media(self.request, items)
+
+    def forget_body(self) -> None:
+        """Let go of the client's body once the last instance has it."""
+        self.request = replace(self.request, raw=b"", body={}, media=())
 
     def serving(self) -> tuple[Instance, ...]:
         """The instances that may be given work and serve the model."""

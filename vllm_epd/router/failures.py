@@ -53,6 +53,4 @@ def error_body(error: RequestError) -> bytes:
 def error_response(error: RequestError) -> web.Response:
     """The HTTP answer for `error`."""
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    return web.Response(
-        body=error_body(error), status=error.status, content_type="application/json", headers=headers
-    )
+    return web.Response(body=error_body(error), status=error.status, content_type="application/json", headers=headers)

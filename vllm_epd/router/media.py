@@ -45,6 +45,10 @@ class MediaPart:
     position: int
     part: JsonObject
 
+    def emptied(self) -> "MediaPart":
+        """The part without its data."""
+        return MediaPart(self.message, self.position, _extra_fields(self.part))
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedItem:
@@ -81,9 +85,7 @@ def find_media(messages: Sequence[Any]) -> tuple[MediaPart, ...]:
     return tuple(found)
 
 
-def replace_media(
-    messages: Sequence[Any], media: Sequence[MediaPart], items: Sequence[EncodedItem]
-) -> list[Any]:
+def replace_media(messages: Sequence[Any], media: Sequence[MediaPart], items: Sequence[EncodedItem]) -> list[Any]:
     """The messages with each media part replaced by its metadata; the given ones are left as they are."""
     parts = [_embeds_part(each.part, item) for each, item in zip(media, items, strict=True)]
     return _with_parts(messages, media, parts)
@@ -94,9 +96,7 @@ def strip_uuids(messages: Sequence[Any], media: Sequence[MediaPart]) -> list[Any
     return _with_parts(messages, media, [each.part for each in media])
 
 
-def _with_parts(
-    messages: Sequence[Any], media: Sequence[MediaPart], parts: Sequence[JsonObject]
-) -> list[Any]:
+def _with_parts(messages: Sequence[Any], media: Sequence[MediaPart], parts: Sequence[JsonObject]) -> list[Any]:
     changed = list(messages)
     for each, part in zip(media, parts, strict=True):
         message = changed[each.message]
@@ -108,9 +108,12 @@ def _with_parts(
 
 def _embeds_part(part: JsonObject, item: EncodedItem) -> JsonObject:
     kind = f"{item.modality}_embeds"
-    # Fields that vLLM does not know reach the chat template, so they belong to the prompt.
-    extra = {key: value for key, value in part.items() if key not in _NOT_COPIED}
-    return {**extra, "type": kind, kind: item.metadata, "uuid": item.mm_hash}
+    return {**_extra_fields(part), "type": kind, kind: item.metadata, "uuid": item.mm_hash}
+
+
+def _extra_fields(part: JsonObject) -> JsonObject:
+    """Fields that vLLM does not know: they reach the chat template, so they belong to the prompt."""
+    return {key: value for key, value in part.items() if key not in _NOT_COPIED}
 
 
 def _media_kind(part: Any, where: str) -> str | None:

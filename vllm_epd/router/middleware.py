@@ -87,9 +87,7 @@ async def authorize(request: web.Request, handler: Handler) -> web.StreamRespons
 def _as_json(error: web.HTTPException) -> web.Response:
     body = error_object(error.text or error.reason, _TYPES.get(error.status, "BadRequestError"), error.status)
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-    return web.Response(
-        body=jsonio.encode(body), status=error.status, content_type="application/json", headers=headers
-    )
+    return web.Response(body=jsonio.encode(body), status=error.status, content_type="application/json", headers=headers)
 
 
 CHAIN = (identify, count, spell_errors, authorize)

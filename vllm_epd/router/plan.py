@@ -78,26 +78,31 @@ def serving(instances: Iterable[Instance], model: str | None) -> tuple[Instance,
     return chosen
 
 
-def plan_route(
-    instances: Sequence[Instance], *, has_media: bool, pick: Pick, within: Fingerprint | None = None
-) -> Route:
+def plan_route(instances: Sequence[Instance], *, has_media: bool, pick: Pick, keep: Route | None = None) -> Route:
     """Choose the prefill instance, and with it the way, among the fingerprints that can serve every stage.
 
     Args:
         instances: those that serve the model.
         has_media: whether something has to be encoded.
         pick: chooses among equals.
-        within: the only fingerprint allowed, once part of the work is done under it.
+        keep: an earlier way with media encoded apart already; the new one can use these embeddings.
 
     Raises:
         NoInstanceError: a stage has no instance, or none of the same fingerprint as the others.
     """
     needed = MEDIA if has_media else TEXT
-    allowed = [each for each in instances if within in (None, each.info.fingerprint)]
+    allowed = [each for each in instances if keep is None or each.info.fingerprint == keep.group]
     complete = [group for group in groups(allowed) if not missing(group, needed)]
     if not complete:
         raise NoInstanceError(_why_none(allowed, needed), retry_after_s=RETRY_AFTER_S)
-    candidates = [each for group in complete for each in group if each.info.roles.prefill]
+    candidates = [
+        each
+        for group in complete
+        for each in group
+        if each.info.roles.prefill and not (keep is not None and each.info.roles.encode)
+    ]
+    if not candidates:
+        raise NoInstanceError("no prefill instance is available any more", retry_after_s=RETRY_AFTER_S)
     return Route.through(pick(Role.PREFILL, candidates), has_media=has_media)
 
 
@@ -110,17 +115,13 @@ def peers(instances: Iterable[Instance], route: Route, role: Role) -> tuple[Inst
     Raises:
         NoInstanceError: there are none.
     """
-    found = tuple(
-        each for each in instances if role in each.info.roles and each.info.fingerprint == route.group
-    )
+    found = tuple(each for each in instances if role in each.info.roles and each.info.fingerprint == route.group)
     if role is Role.ENCODE:
         found = tuple(each for each in found if not each.info.roles.language_model) or found
     if role is Role.PREFILL:
         media = route.encodes_apart or route.raw_media
         same = [Route.through(each, has_media=media) for each in found]
-        found = tuple(
-            each.prefill for each in same if (each.splits, each.raw_media) == (route.splits, route.raw_media)
-        )
+        found = tuple(each.prefill for each in same if (each.splits, each.raw_media) == (route.splits, route.raw_media))
     if not found:
         raise NoInstanceError(f"no {role} instance is available any more", retry_after_s=RETRY_AFTER_S)
     return found
@@ -149,7 +150,4 @@ def _why_none(instances: Sequence[Instance], needed: Sequence[Role]) -> str:
     here = base[0]
     there = next(each for each in instances if role in each.info.roles)
     differences = "; ".join(here.info.fingerprint.differences(there.info.fingerprint))
-    return (
-        f"no {role} instance of the fingerprint of {here.name} is available: {there.name} differs in"
-        f" {differences}"
-    )
+    return f"no {role} instance of the fingerprint of {here.name} is available: {there.name} differs in {differences}"

@@ -26,9 +26,7 @@ async def heartbeat(request: web.Request) -> web.Response:
     """PUT: an instance lives, and says what it does now; 404 asks it to register again."""
     body = jsonio.decode_request(await request.read())
     if unknown := set(body) - _HEARTBEAT_FIELDS:
-        raise BadRequestError(
-            f"unknown heartbeat fields {sorted(unknown)}; known: {sorted(_HEARTBEAT_FIELDS)}"
-        )
+        raise BadRequestError(f"unknown heartbeat fields {sorted(unknown)}; known: {sorted(_HEARTBEAT_FIELDS)}")
     known = _registry(request).heartbeat(
         request.match_info["instance_id"], _epoch(body.get("epoch")), _roles(body), _models(body)
     )

@@ -5,7 +5,7 @@ The client's body is shared by all bodies made from it and never changed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -96,6 +96,16 @@ class ClientRequest:
         return tuple(Branch(index, *pair) for index, pair in enumerate(indices))
 
 
+def without_media(request: ClientRequest, items: Sequence[EncodedItem]) -> ClientRequest:
+    """The same request with its encoded media replaced by metadata; only encoding needs the data.
+
+    Media is most of a request, and a request lives as long as its answer takes.
+    """
+    messages = replace_media(request.body["messages"], request.media, items) if request.media else None
+    body = request.body if messages is None else {**request.body, "messages": messages}
+    return replace(request, raw=b"", body=body, media=tuple(each.emptied() for each in request.media))
+
+
 def parse_request(api: Api, raw: bytes) -> ClientRequest:
     """Read a client's body and refuse what no route can serve.
 
@@ -168,9 +178,7 @@ def decode_body(
     return body
 
 
-def _set_prompt(
-    body: JsonObject, request: ClientRequest, branch: Branch, items: Sequence[EncodedItem] | None
-) -> None:
+def _set_prompt(body: JsonObject, request: ClientRequest, branch: Branch, items: Sequence[EncodedItem] | None) -> None:
     if request.api is Api.COMPLETION:
         body["prompt"] = request.prompts[branch.prompt]
     else:

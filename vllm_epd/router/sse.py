@@ -51,8 +51,3 @@ def data_of(events: bytes) -> Iterator[bytes]:
         for line in each.split(b"\n"):
             if line.startswith(_DATA) and line != _DATA + _DONE_DATA:
                 yield line[len(_DATA) :]
-
-
-def starts_with_error(events: bytes) -> bool:
-    """Whether the first of some events says that the request failed."""
-    return events.startswith(b'data: {"error"')

@@ -6,7 +6,14 @@ import json
 import pytest
 
 from vllm_epd.errors import UpstreamError
-from vllm_epd.router.answers import clean_answer, decode_answer, failure, handed_over
+from vllm_epd.router.answers import (
+    clean_answer,
+    decode_answer,
+    handed_over,
+    opening_failure,
+    says_nothing,
+)
+from vllm_epd.router.sse import event
 
 
 @pytest.mark.parametrize(
@@ -53,8 +60,40 @@ def test_not_handed_over(blocks):
         handed_over({"kv_transfer_params": {"remote_block_ids": blocks}}, "p:1")
 
 
+ROLE = b'{"id":"x","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null}]}'
+WORD = b'{"id":"x","choices":[{"index":0,"delta":{"content":"a"}}]}'
+
+
 @pytest.mark.parametrize(("error", "status"), [({"code": 400}, 400), ({"code": 700}, 502), ("text", 502)])
-def test_a_failure_has_the_status_that_it_names(error, status):
+@pytest.mark.parametrize("before", [b"", event(ROLE), event(ROLE) * 3])
+def test_a_failure_at_the_start_has_the_status_that_it_names(error, status, before):
     data = json.dumps({"error": error}).encode()
-    told = failure(data, "decode", "d:1")
-    assert (told.status, told.body) == (status, data)
+    told = opening_failure(before + event(data), "d:1")
+    assert (told.status, told.body, told.stage) == (status, data, "decode")
+
+
+@pytest.mark.parametrize("events", [b"", event(ROLE), event(WORD), event(WORD) + event(b'{"error":{}}'), event(b"x")])
+def test_no_failure_at_the_start(events):
+    assert opening_failure(events, "d:1") is None
+
+
+@pytest.mark.parametrize(
+    ("events", "nothing"),
+    [
+        (event(ROLE), True),
+        (event(ROLE) + event(ROLE), True),
+        (event(b'{"choices":[{"index":0,"text":"","finish_reason":null}]}'), True),
+        (event(WORD), False),
+        (event(ROLE) + event(WORD), False),
+        (event(b'{"choices":[{"index":0,"delta":{"tool_calls":[{}]}}]}'), False),
+        (event(b'{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}'), False),
+        (event(b'{"choices":[{"index":0,"text":"","token_ids":[3]}]}'), False),
+        (event(b'{"choices":[],"usage":{}}'), False),
+        (event(b"no JSON"), False),
+        (event(b'{"choices":[3]}'), False),
+        (b": keep-alive\n\n", False),
+        (b"", False),
+    ],
+)
+def test_what_says_nothing(events, nothing):
+    assert says_nothing(events) is nothing

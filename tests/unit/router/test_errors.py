@@ -9,17 +9,13 @@ from tests.unit.router.conftest import image, soon, text
 from vllm_epd.router.config import Timeouts
 
 CAT = image("cat")
-BAD_IMAGE = {
-    "error": {"message": "cannot identify image", "type": "BadRequestError", "param": None, "code": 400}
-}
+BAD_IMAGE = {"error": {"message": "cannot identify image", "type": "BadRequestError", "param": None, "code": 400}}
 
 
 @pytest.mark.parametrize("raw", [b"{", b"", b"[]", b'"x"', b"\xff\xfe", b'{"a":' * 100_000])
 async def test_malformed_bodies(cluster, raw):
     (whole,) = await cluster.up("EPD")
-    answer = await cluster.call(
-        "POST", "/v1/chat/completions", data=raw, headers={"Content-Type": "application/json"}
-    )
+    answer = await cluster.call("POST", "/v1/chat/completions", data=raw, headers={"Content-Type": "application/json"})
     assert answer.status == 400
     assert set(answer.error) == {"message", "type", "param", "code"}
     assert (answer.error["type"], answer.error["code"]) == ("BadRequestError", 400)
@@ -28,9 +24,7 @@ async def test_malformed_bodies(cluster, raw):
 
 async def test_only_json_is_read(cluster):
     await cluster.up("EPD")
-    answer = await cluster.call(
-        "POST", "/v1/chat/completions", data=b"{}", headers={"Content-Type": "text/plain"}
-    )
+    answer = await cluster.call("POST", "/v1/chat/completions", data=b"{}", headers={"Content-Type": "text/plain"})
     assert answer.status == 400
     assert "application/json" in answer.error["message"]
 

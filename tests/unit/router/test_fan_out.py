@@ -153,14 +153,10 @@ async def test_completion_of_one_prompt(cluster):
 async def test_completion_of_several_prompts(cluster):
     prefill, decode = await cluster.up("P", "D")
     answer = await cluster.complete(["one", "two b", "three c d"], n=2, seed=1)
-    assert answer.texts == [
-        f"{prompt} seed={seed}" for prompt in ("one", "two b", "three c d") for seed in (1, 2)
-    ]
+    assert answer.texts == [f"{prompt} seed={seed}" for prompt in ("one", "two b", "three c d") for seed in (1, 2)]
     assert [choice["index"] for choice in answer.json["choices"]] == list(range(6))
     assert answer.json["usage"]["prompt_tokens"] == 6
-    assert sorted(body["prompt"] for body in decode.bodies("generate")) == sorted(
-        ["one", "two b", "three c d"] * 2
-    )
+    assert sorted(body["prompt"] for body in decode.bodies("generate")) == sorted(["one", "two b", "three c d"] * 2)
     assert len(prefill.seen) == 6
 
 
@@ -176,9 +172,7 @@ async def test_one_prompt_in_each_form_takes_one_pair(cluster, prompt):
     prefill, decode = await cluster.up("P", "D")
     assert (await cluster.complete(prompt)).status == 200
     alone = prompt[0] if isinstance(prompt[0], list) or prompt == ["text"] else prompt
-    assert [body["prompt"] for body in (*prefill.bodies("prefill"), *decode.bodies("generate"))] == [
-        alone
-    ] * 2
+    assert [body["prompt"] for body in (*prefill.bodies("prefill"), *decode.bodies("generate"))] == [alone] * 2
 
 
 async def test_prompts_are_spread_over_instances(cluster):

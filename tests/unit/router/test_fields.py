@@ -65,9 +65,7 @@ def test_every_refusal_says_why():
 
 
 def test_what_can_reach_a_renderer_goes_to_prefill_and_decode_alike():
-    shaping = (
-        "tools tool_choice response_format reasoning_effort documents chat_template chat_template_kwargs"
-    )
+    shaping = "tools tool_choice response_format reasoning_effort documents chat_template chat_template_kwargs"
     assert {CHAT[name].dest for name in shaping.split()} == {Dest.PROMPT}
     assert COMPLETION["suffix"].dest is Dest.PROMPT
 

@@ -2,6 +2,8 @@
 """One request through every topology: who is asked, for what, and what the client gets."""
 
 import asyncio
+import io
+import json
 
 import pytest
 
@@ -206,11 +208,19 @@ async def test_the_free_instance_is_chosen_whatever_its_roles(cluster):
     assert [len(each.seen) for each in (encode, prefill, decode)] == [1, 1, 1]
 
 
-async def test_media_travels_once(cluster):
+async def test_media_travels_once(cluster, recwarn):
     encode, prefill, decode = await cluster.up("E", "P", "D")
     big = 4 * 2**20
-    answer = await cluster.chat([text("see"), image("a" * big), image("b" * big)])
+    content = [text("see"), image("a" * big), image("b" * big)]
+    body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": content}]}).encode()
+    answer = await cluster.call(
+        "POST",
+        "/v1/chat/completions",
+        data=io.BytesIO(body),
+        headers={"Content-Type": "application/json"},
+    )
     assert answer.status == 200
+    assert not [each for each in recwarn if "large body" in str(each.message)]
     assert [seen.size > big for seen in encode.seen] == [True, True]
     assert sum(seen.size for seen in encode.seen) < 2 * big + 2**16
     assert [seen.size < 2**16 for seen in (*prefill.seen, *decode.seen)] == [True, True]
@@ -251,9 +261,7 @@ async def test_a_request_without_an_id_gets_one(cluster):
 
 async def test_every_instance_is_told_who_asks(cluster):
     fakes = await cluster.up("E", "P", "D")
-    await cluster.chat(
-        [CAT], headers={"Authorization": "Bearer key", "traceparent": "00-1-2-01", "X-Other": "1"}
-    )
+    await cluster.chat([CAT], headers={"Authorization": "Bearer key", "traceparent": "00-1-2-01", "X-Other": "1"})
     for fake in fakes:
         assert fake.seen[0].headers["Authorization"] == "Bearer key"
         assert fake.seen[0].headers["traceparent"] == "00-1-2-01"
@@ -275,9 +283,7 @@ async def test_media_options_go_to_encode_alone(cluster):
 async def test_a_request_without_a_model_goes_to_the_first_one(cluster):
     await cluster.add("EPD", models=("other",))
     await cluster.up("EPD")
-    answer = await cluster.call(
-        "POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}
-    )
+    answer = await cluster.call("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]})
     assert answer.status == 200
     assert len(cluster._fakes[0].seen) == 1
 
@@ -299,3 +305,14 @@ async def test_work_is_counted_while_it_lasts(cluster):
     # A request under way to its prefill instance counts there from the start.
     assert counts == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
     assert [cluster.instance(each).outstanding for each in fakes] == [0, 0, 0]
+
+
+async def test_one_instance_that_does_it_all_counts_a_request_once(cluster):
+    (whole,) = await cluster.up("EPD")
+    whole.does.hold = asyncio.Event()
+    asked = asyncio.create_task(cluster.chat([CAT]))
+    await whole.arrived.wait()
+    assert cluster.instance(whole).outstanding == 1
+    whole.does.hold.set()
+    await asked
+    assert cluster.instance(whole).outstanding == 0

@@ -20,9 +20,7 @@ async def client(cluster):
 
 
 def _ask(client, content, **more):
-    return client.chat.completions.create(
-        model="tiny", messages=[{"role": "user", "content": content}], **more
-    )
+    return client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": content}], **more)
 
 
 async def test_whole_answer(client):

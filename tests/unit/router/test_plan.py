@@ -64,11 +64,22 @@ def test_only_prefill_instances_of_whole_groups_are_candidates():
     assert seen[1] == (Role.PREFILL, ["P1", "PD2", "lone"])
 
 
-def test_within_a_fingerprint_nothing_else_is_planned():
-    instances = [*named("EPD"), instance("new", "EPD", OTHER)]
-    assert plan_route(instances, has_media=True, pick=first, within=OTHER).prefill.name == "new"
+def test_a_new_way_keeps_to_what_is_encoded():
+    old = named("P", "PD", "EP", "EPD", "E")
+    new = [instance("p9", "P", OTHER), instance("d9", "D", OTHER), instance("e9", "E", OTHER)]
+    seen = []
+
+    def pick(stage, candidates):
+        seen.extend(each.name for each in candidates)
+        return candidates[0]
+
+    earlier = Route.through(old[0], has_media=True)
+    plan_route([*old, *new], has_media=True, pick=pick, keep=earlier)
+    assert seen == ["P0", "PD1"]
+    with pytest.raises(NoInstanceError, match="no prefill instance is available any more"):
+        plan_route([*old[2:], *new], has_media=True, pick=pick, keep=earlier)
     with pytest.raises(NoInstanceError, match="no encode instance"):
-        plan_route(named("EPD"), has_media=True, pick=first, within=OTHER)
+        plan_route(new, has_media=True, pick=pick, keep=earlier)
 
 
 @pytest.mark.parametrize(
@@ -139,9 +150,7 @@ def test_who_serves_a_model():
     assert serving([base, adapted, other], "adapter") == (adapted,)
     assert serving([other, base], None) == (base,)
     assert serving([], "tiny") == ()
-    with pytest.raises(
-        UnknownModelError, match=r"`no` does not exist\. Valid aliases: adapter, tiny\."
-    ) as caught:
+    with pytest.raises(UnknownModelError, match=r"`no` does not exist\. Valid aliases: adapter, tiny\.") as caught:
         serving([adapted], "no")
     assert (caught.value.status, caught.value.param) == (404, "model")
 

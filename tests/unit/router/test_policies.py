@@ -36,9 +36,7 @@ def test_every_policy_chooses_one_of_those_there_are(name):
 
 
 def test_an_unknown_policy_is_answered_with_the_known_ones():
-    with pytest.raises(
-        ConfigError, match="'random'; known: least_outstanding, round_robin"
-    ):
+    with pytest.raises(ConfigError, match="'random'; known: least_outstanding, round_robin"):
         policy_named("random")
 
 

@@ -148,7 +148,5 @@ async def test_without_the_token_nobody_registers(cluster_with, fake, header):
 async def test_with_the_token_an_instance_registers(cluster_with, fake):
     async with cluster_with(token="secret") as cluster:
         bearer = {"Authorization": "Bearer secret"}
-        assert (
-            await cluster.call("POST", "/epd/instances", fake.info().to_mapping(), headers=bearer)
-        ).status == 200
+        assert (await cluster.call("POST", "/epd/instances", fake.info().to_mapping(), headers=bearer)).status == 200
         assert len(await _listed(cluster, headers=bearer)) == 1

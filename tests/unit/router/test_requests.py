@@ -16,6 +16,7 @@ from vllm_epd.router.requests import (
     encode_body,
     parse_request,
     prefill_body,
+    without_media,
 )
 
 CAT = image("cat")
@@ -112,6 +113,18 @@ def test_the_clients_body_is_left_as_it_is():
     ):
         body["messages"][0]["changed"] = True
     assert request.body == before
+
+
+def test_a_request_without_its_media_makes_the_same_bodies():
+    request = chat([text("a"), {**CAT, "caption": "x"}, CAT], n=2, seed=1, **PROMPT)
+    items = [ITEM, EncodedItem("h2", "video", {"video_grid_thw": [1]})]
+    slim = without_media(request, items)
+    assert slim.raw == b""
+    assert "base64" not in json.dumps(slim.body)
+    assert all("image_url" not in each.part for each in slim.media)
+    assert prefill_body(slim, Branch(), items) == prefill_body(request, Branch(), items)
+    assert decode_body(slim, Branch(), items, KV) == decode_body(request, Branch(), items, KV)
+    assert decode_body(slim, Branch(), items, None) == decode_body(request, Branch(), items, None)
 
 
 def test_branches_are_numbered_prompt_by_prompt():

@@ -26,9 +26,7 @@ serve(RouterConfig(host={host!r}, port={port}, grace_s={grace}))
 async def _router(host="127.0.0.1", port=0, grace=10.0):
     code = CODE.format(host=host, port=port, grace=grace)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, stderr=asyncio.subprocess.PIPE, env=env
-    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stderr=asyncio.subprocess.PIPE, env=env)
     try:
         yield process
     finally:

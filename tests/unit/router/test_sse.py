@@ -3,7 +3,7 @@
 
 import pytest
 
-from vllm_epd.router.sse import DONE, EventSplitter, data_of, event, starts_with_error
+from vllm_epd.router.sse import DONE, EventSplitter, data_of, event
 
 STREAM = event(b'{"a":1}') + b": keep-alive\n\n" + event(b'{"b":"\\n\\n"}') + DONE
 
@@ -43,8 +43,3 @@ def test_a_closing_event_without_a_blank_line_counts():
 def test_the_data_of_events():
     assert list(data_of(STREAM)) == [b'{"a":1}', b'{"b":"\\n\\n"}']
     assert list(data_of(b"")) == []
-
-
-def test_an_error_at_the_start():
-    assert starts_with_error(event(b'{"error": {}}'))
-    assert not starts_with_error(event(b'{"id": 1}') + event(b'{"error": {}}'))

@@ -77,12 +77,30 @@ async def test_a_stream_that_ends_before_its_end(cluster, last):
 
 @pytest.mark.parametrize(("code", "status"), [(503, 503), (400, 400), (None, 502), (200, 502)])
 async def test_a_stream_that_begins_with_an_error_has_its_status(cluster, last, code, status):
-    last.does.first_event = (
-        b"data: " + json.dumps({"error": {"message": "lost", "code": code}}).encode() + b"\n\n"
-    )
+    last.does.first_event = b"data: " + json.dumps({"error": {"message": "lost", "code": code}}).encode() + b"\n\n"
     answer = await cluster.chat("x", stream=True)
     assert answer.status == status
     assert answer.error == {"message": "lost", "code": code}
+
+
+async def test_a_failure_right_after_the_role_has_its_status(cluster, last):
+    role = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n'
+    last.does.words = []
+    last.does.first_event = role
+    plain = last._events
+
+    async def lost(seen):
+        async for event in plain(seen):
+            if b"DONE" in event:
+                await asyncio.sleep(0.01)
+                yield b'data: {"error":{"message":"lost","code":500}}\n\n'
+            yield event
+
+    last._events = lost
+    answer = await cluster.chat("x", stream=True)
+    assert (answer.status, answer.error["message"]) == (500, "lost")
+    last._events = plain
+    assert (await cluster.chat("x", stream=True)).raw == role + b"data: [DONE]\n\n"
 
 
 async def test_an_instance_that_breaks_before_the_first_event_has_a_status(cluster, last):

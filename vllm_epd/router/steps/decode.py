@@ -3,7 +3,7 @@
 
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router import jsonio, sse
-from vllm_epd.router.answers import clean_answer, failure
+from vllm_epd.router.answers import clean_answer, opening_failure, says_nothing
 from vllm_epd.router.client import InstanceAnswer
 from vllm_epd.router.context import RequestContext
 from vllm_epd.router.requests import decode_body
@@ -28,15 +28,15 @@ class DecodeStep:
     async def run(self, ctx: RequestContext) -> None:
         """Generate, and give the answer to the sink."""
         route = ctx.planned
-        raw = ctx.request.raw if route.alone else jsonio.encode(_body(ctx))
         instance = ctx.pick(Role.DECODE) if route.splits else route.prefill
         ctx.hold.close()
         index = ctx.branch.index
         headers = ctx.headers_for(f"-{index}" if index else "")
         with instance.busy():
             async with ctx.services.client.post(
-                Role.DECODE, instance, ctx.request.api.value, raw, headers
+                Role.DECODE, instance, ctx.request.api.value, _body(ctx), headers
             ) as answer:
+                ctx.forget_body()
                 if answer.is_stream:
                     await _relay(answer, ctx.sink, instance.name)
                 else:
@@ -44,26 +44,29 @@ class DecodeStep:
         ctx.answered = True
 
 
-def _body(ctx: RequestContext) -> jsonio.JsonObject:
-    return decode_body(ctx.request, ctx.branch, ctx.encoded, ctx.kv)
+def _body(ctx: RequestContext) -> bytes:
+    if ctx.planned.alone:
+        return ctx.request.raw or jsonio.encode(ctx.request.body)
+    return jsonio.encode(decode_body(ctx.request, ctx.branch, ctx.encoded, ctx.kv))
 
 
 async def _relay(answer: InstanceAnswer, sink: Sink, instance: str) -> None:
     """Pass events on unchanged, each as soon as it is whole.
 
-    A stream that begins with an error has not begun for the client: it gets the status that the error names.
+    A stream has not begun for the client before it says something: what fails until then gets the status
+    that the failure names.
     """
     splitter = sse.EventSplitter()
-    first = True
+    held, begun = b"", False
     async for chunk in answer.chunks():
-        events = splitter.feed(chunk)
-        if not events:
-            continue
-        if first and sse.starts_with_error(events):
-            raise failure(next(sse.data_of(events)), _STAGE, instance)
-        first = False
-        await sink.events(events)
-    if rest := splitter.close():
+        events = held + splitter.feed(chunk)
+        if not begun:
+            if failure := opening_failure(events, instance):
+                raise failure
+            held, begun = (events, False) if says_nothing(events) else (b"", bool(events))
+        if events and begun:
+            await sink.events(events)
+    if rest := held + splitter.close():
         await sink.events(rest)
     if not splitter.done:
         raise UpstreamError(f"{_STAGE} instance {instance} ended its stream too early", stage=_STAGE)

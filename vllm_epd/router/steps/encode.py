@@ -26,10 +26,9 @@ class EncodeStep:
         """Encode all parts at once; the first failure cancels the others."""
         gate = asyncio.Semaphore(ctx.services.config.fan_out)
         await all_or_cancel(
-            _encode(ctx, places, gate)
-            for places in _occurrences(ctx.request.media)
-            if places[0] not in ctx.items
+            _encode(ctx, places, gate) for places in _occurrences(ctx.request.media) if places[0] not in ctx.items
         )
+        ctx.forget_media()
 
 
 async def _encode(ctx: RequestContext, places: list[int], gate: asyncio.Semaphore) -> None:

@@ -67,8 +67,7 @@ class FanOutStep:
         ctx.hold.close()  # from here on the calls themselves count
         gate = asyncio.Semaphore(ctx.services.config.fan_out)
         await all_or_cancel(
-            self._branch(ctx, branch, sink_of(branch), prompts[branch.prompt], gate)
-            for branch in ctx.request.branches
+            self._branch(ctx, branch, sink_of(branch), prompts[branch.prompt], gate) for branch in ctx.request.branches
         )
 
     async def _branch(
@@ -76,9 +75,7 @@ class FanOutStep:
     ) -> None:
         # The gate opens in order, so the first choice of a prompt is always in before those that wait for it.
         async with gate:
-            child = replace(
-                ctx, branch=branch, sink=sink, route=prompt.route, items=dict(ctx.items), hold=ExitStack()
-            )
+            child = replace(ctx, branch=branch, sink=sink, route=prompt.route, items=dict(ctx.items), hold=ExitStack())
             if branch.choice:
                 await prompt.prefilled.wait()
                 _take_over(child, prompt)

@@ -41,6 +41,7 @@ class PrefillStep:
             items = read_description(answer, len(ctx.request.media), instance.name)
             ctx.items.update(enumerate(items))
         ctx.kv = kv
+        ctx.forget_media()
 
 
 def _suffix(index: int) -> str:

@@ -20,9 +20,11 @@ class RouteStep:
 
     async def run(self, ctx: RequestContext) -> None:
         """Plan, check, and count the prefill instance as busy from now on."""
-        within = ctx.route.group if ctx.route is not None and ctx.items else None
         ctx.route = plan_route(
-            ctx.serving(), has_media=bool(ctx.request.media), pick=ctx.services.chooser.pick, within=within
+            ctx.serving(),
+            has_media=bool(ctx.request.media),
+            pick=ctx.services.chooser.pick,
+            keep=ctx.route if ctx.items else None,
         )
         ctx.hold.enter_context(ctx.route.prefill.busy())
         _check_honoured(ctx.request, ctx.route, ctx.services.config.max_choices)

@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All comparisons; a further one is a module with a function from results to rows, listed here."""
+
+from tests.bench.comparisons.base import Comparison, Row
+from tests.bench.comparisons.single import against_single
+from tests.bench.comparisons.stock import against_stock
+
+COMPARISONS: tuple[Comparison, ...] = (against_stock, against_single)
+
+__all__ = ["COMPARISONS", "Comparison", "Row"]

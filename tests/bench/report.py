@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The results as tables, and as JSON."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench.comparisons import COMPARISONS, Row
+from tests.bench.machine import describe_commit
+from tests.bench.results import Result, Results
+
+SERVERS = ("E", "P", "D", "router", "single")
+STAGES = ("E", "P", "D")
+VERDICTS = {None: "", True: "[green]ok[/]", False: "[bold red]MISSED[/]"}
+
+
+def compare(results: Results) -> list[Row]:
+    """The rows of all comparisons."""
+    return [row for rows in COMPARISONS for row in rows(results)]
+
+
+def print_report(results: Results, rows: list[Row], console: Console) -> None:
+    """All tables, and what missed its target."""
+    console.print(_measured(results), _stages(results), _compared(rows))
+    if missed := [row for row in rows if row.ok is False]:
+        console.print(f"[bold red]MISSED[/] {len(missed)} of {sum(row.ok is not None for row in rows)} targets:")
+        for row in missed:
+            console.print(f"  {row.name}: ratio {row.ratio:.2f}, target {row.target:.2f}")
+
+
+def write_json(path: Path, results: Results, rows: list[Row], machine: dict[str, Any]) -> None:
+    """Rows for programs, with what they come from."""
+    content = {
+        "commit": describe_commit(),
+        "machine": machine,
+        "rows": [asdict(row) | {"ratio": row.ratio, "ok": row.ok} for row in rows],
+        "measured": [_as_mapping(result) for result in results.all],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _measured(results: Results) -> Table:
+    times = ("TTFT p50", "TTFT p95", "total p50", "total p95", "requests/s")
+    table = _table("Seconds, and processor seconds per request", "case", "system", "n", "tokens in", *times)
+    for name in SERVERS:
+        table.add_column(f"CPU {name}", justify="right")
+    table.add_column("answers as single", justify="right")
+    for case, result in _by_case(results, table):
+        single = results.find("single", result.case)
+        ttft, total = result.ttft, result.total
+        table.add_row(
+            case,
+            result.system,
+            str(len(result.answers)),
+            str(max(answer.prompt_tokens for answer in result.answers)),
+            *(f"{seconds:.3f}" for seconds in (ttft.p50, ttft.p95, total.p50, total.p95)),
+            f"{1 / result.wall_per_request_s:.2f}",
+            *(f"{result.cpu_s[name]:.3f}" if name in result.cpu_s else "" for name in SERVERS),
+            f"{result.same_answers(single)}/{len(single.answers)}" if single else "",
+        )
+    return table
+
+
+def _stages(results: Results) -> Table:
+    """Where the difference to the single server goes; for ours, the rest is the router and the way to it."""
+    table = _table("Mean seconds of a request, by stage", "case", "system", "total", "over single", *STAGES, "rest")
+    for case, result in _by_case(results, table):
+        single = results.find("single", result.case)
+        over = f"{result.total.mean - single.total.mean:+.3f}" if single else ""
+        spent = [f"{result.stage_s[name]:.3f}" if name in result.stage_s else "" for name in STAGES]
+        rest = f"{result.rest_s:.3f}" if result.stage_s else ""
+        table.add_row(case, result.system, f"{result.total.mean:.3f}", over, *spent, rest)
+    return table
+
+
+def _compared(rows: Iterable[Row]) -> Table:
+    table = _table("Ours against others; less is better", "", "unit", "ours", "reference", "ratio", "target", "")
+    for row in rows:
+        target = "" if row.target is None else f"{row.target:.2f}"
+        numbers = f"{row.ours:.3f}", f"{row.reference:.3f}", f"{row.ratio:.2f}"
+        table.add_row(row.name, row.unit, *numbers, target, VERDICTS[row.ok])
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number < 2 else "right", no_wrap=number < 2)
+    return table
+
+
+def _by_case(results: Results, table: Table) -> Iterator[tuple[str, Result]]:
+    """All results, those of one case together, with the case's name at the first of them."""
+    for case in dict.fromkeys(each.case for each in results.all):
+        label = case.name
+        for result in (each for each in results.all if each.case == case):
+            yield label, result
+            label = ""
+        table.add_section()
+
+
+def _as_mapping(result: Result) -> dict[str, Any]:
+    return {
+        "system": result.system,
+        "case": result.case.name,
+        "requests": len(result.answers),
+        "ttft_s": asdict(result.ttft),
+        "total_s": asdict(result.total),
+        "wall_s": result.wall_s,
+        "cpu_s_per_request": dict(result.cpu_s),
+        "stage_s": dict(result.stage_s),
+    }

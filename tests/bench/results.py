@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was measured."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tests.bench.cases import Case
+from tests.bench.client import Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Seconds of several requests."""
+
+    p50: float
+    p95: float
+    mean: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Summary":
+        p50, p95 = np.percentile(seconds, (50, 95))
+        return cls(float(p50), float(p95), float(np.mean(seconds)))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One case on one system.
+
+    Attributes:
+        answers: in order of the requests.
+        wall_s: from the first request to the last answer.
+        cpu_s: processor seconds per request, by server.
+        stage_s: seconds that a request spent in each stage, on average.
+    """
+
+    system: str
+    case: Case
+    answers: tuple[Answer, ...]
+    wall_s: float
+    cpu_s: Mapping[str, float]
+    stage_s: Mapping[str, float]
+
+    @property
+    def ttft(self) -> Summary:
+        return Summary.of([answer.ttft_s for answer in self.answers])
+
+    @property
+    def total(self) -> Summary:
+        return Summary.of([answer.total_s for answer in self.answers])
+
+    @property
+    def wall_per_request_s(self) -> float:
+        return self.wall_s / len(self.answers)
+
+    @property
+    def rest_s(self) -> float:
+        """What of a request's time, on average, is spent in no stage."""
+        return self.total.mean - sum(self.stage_s.values())
+
+    def same_answers(self, other: "Result") -> int:
+        return sum(mine.text == theirs.text for mine, theirs in zip(self.answers, other.answers, strict=True))
+
+
+@dataclass(slots=True)
+class Results:
+    """What was measured so far."""
+
+    all: list[Result] = field(default_factory=list)
+
+    def add(self, result: Result) -> None:
+        self.all.append(result)
+
+    def find(self, system: str, case: Case) -> Result | None:
+        return next((each for each in self.all if (each.system, each.case) == (system, case)), None)
+
+    def pairs(self, system: str, other: str) -> Iterator[tuple[Result, Result]]:
+        """The results of two systems, for each case that both have."""
+        for mine in (each for each in self.all if each.system == system):
+            if theirs := self.find(other, mine.case):
+                yield mine, theirs

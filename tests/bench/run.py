@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make bench`: measures this package beside stock vLLM, and writes build/bench.json.
+
+The systems run one after the other on the same requests. The exit code is 1 if one of them could not be measured; a
+missed target does not change it.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import aiohttp
+from rich.console import Console
+
+from tests.bench.cases import CASES, build_requests
+from tests.bench.errors import BenchError
+from tests.bench.machine import ROOT, describe_machine
+from tests.bench.measure import Workload, measure
+from tests.bench.processes import Place
+from tests.bench.report import compare, print_report, write_json
+from tests.bench.results import Results
+from tests.bench.systems import EXTRA, SYSTEMS, System
+from vllm_epd.demo import ensure_model
+from vllm_epd.errors import EPDError
+
+WIDTH = 160
+OUTPUT = ROOT / "build" / "bench.json"
+LOGS = ROOT / "build" / "bench-logs"
+
+
+def main() -> int:
+    """Measure, report, and return the exit code."""
+    options = _parse()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    machine = describe_machine()
+    console.print("making the requests")
+    workload = [(case, *build_requests(case)) for case in CASES if case.name in options.cases]
+    systems = [system for system in (*SYSTEMS, *EXTRA) if system.name in options.systems]
+    results, failures = asyncio.run(_measure_all(systems, workload, console))
+    rows = compare(results)
+    print_report(results, rows, console)
+    write_json(options.output, results, rows, machine)
+    console.print(f"{options.output} has the numbers, {LOGS} the logs")
+    return 1 if failures else 0
+
+
+async def _measure_all(systems: Sequence[System], workload: Workload, console: Console) -> tuple[Results, int]:
+    """The results, and how many systems failed."""
+    results, failures = Results(), 0
+    LOGS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        place = Place(ensure_model("qwen2.5-vl"), LOGS, Path(scratch))
+        for system in systems:
+            console.print(f"{system.name}: starting")
+            try:
+                await measure(system, place, workload, results)
+            except* (BenchError, EPDError, aiohttp.ClientError, OSError) as group:
+                failures += 1
+                for error in group.exceptions:
+                    console.print(f"{system.name} FAILED: {error!r}", markup=False)
+    return results, failures
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    known, usual = [each.name for each in (*SYSTEMS, *EXTRA)], [each.name for each in SYSTEMS]
+    cases = [each.name for each in CASES]
+    parser.add_argument("--systems", nargs="+", choices=known, default=usual, help="what to measure")
+    parser.add_argument("--cases", nargs="+", choices=cases, default=cases, help="what to ask")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What instances say of their own load, and waiting until they hold nothing for anybody."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.engine.system import System
+
+POLL_S = 0.05
+ROLES = ("encode", "prefill", "decode")
+RUNNING = "vllm:num_requests_running"
+WAITING = "vllm:num_requests_waiting"
+KV_USAGE = "vllm:kv_cache_usage_perc"
+GENERATED = "vllm:generation_tokens_total"
+
+
+async def gauge(instance: str, name: str) -> float:
+    """The sum over all samples of one metric of an instance."""
+    async with httpx.AsyncClient() as client:
+        response = await client.get(f"{instance}/metrics")
+    assert response.status_code == 200, response.text
+    samples = [sample for family in text_string_to_metric_families(response.text) for sample in family.samples]
+    values = [sample.value for sample in samples if sample.name == name]
+    assert values, f"{instance} has no {name}"
+    return sum(values)
+
+
+async def pinned(instance: str) -> int:
+    """How many embeddings a lease or a grant holds."""
+    async with httpx.AsyncClient() as client:
+        response = await client.get(f"{instance}/epd/pool")
+    assert response.status_code == 200, response.text
+    return int(response.json()["pinned"])
+
+
+async def outstanding(router: str, role: str) -> int:
+    """How many calls to instances of a role the router is waiting for."""
+    async with httpx.AsyncClient() as client:
+        listed = (await client.get(f"{router}/epd/instances")).json()["instances"]
+    return sum(each["outstanding"] for each in listed if each["roles"] == role)
+
+
+async def held(system: System) -> dict[str, float]:
+    """What the instances still hold or do, by instance and name; empty when they are idle."""
+    found: dict[str, float] = {}
+    for role in ROLES:
+        for number, instance in enumerate(system.instances(role)):
+            names = (RUNNING, WAITING) if role == "encode" else (RUNNING, WAITING, KV_USAGE)
+            found |= {f"{role} {number} {name}": await gauge(instance, name) for name in names}
+            found[f"{role} {number} pinned"] = await pinned(instance)
+    return {name: value for name, value in found.items() if value}
+
+
+async def wait_until_idle(system: System, within_s: float) -> float:
+    """Seconds until the instances hold nothing for anybody; fails after `within_s`."""
+    start = time.monotonic()
+    while still := await held(system):
+        assert time.monotonic() - start < within_s, f"still held after {within_s:.0f} s: {still}"
+        await asyncio.sleep(POLL_S)
+    return time.monotonic() - start
+
+
+async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 30.0) -> None:
+    """Poll until `condition` holds; fails after `within_s`."""
+    deadline = time.monotonic() + within_s
+    while not await condition():
+        assert time.monotonic() < deadline, f"it did not happen within {within_s:.0f} s"
+        await asyncio.sleep(0)
+
+
+async def alive(system: System) -> None:
+    """Every instance and the router are healthy."""
+    async with httpx.AsyncClient() as client:
+        for url in (system.router, *(each for role in ROLES for each in system.instances(role))):
+            response = await client.get(f"{url}/health")
+            assert response.status_code == 200, f"{url}: {response.text}"

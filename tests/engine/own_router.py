@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A router in the test's own process, in front of any choice of running instances."""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+import httpx
+from aiohttp import web
+
+from tests.engine.traffic import Json
+from vllm_epd.router.app import create_app
+from vllm_epd.router.config import RouterConfig
+
+FOREVER_S = 3600.0
+
+
+@asynccontextmanager
+async def own_router(infos: Iterable[Json]) -> AsyncIterator[str]:
+    """The URL of a router that knows these instances; they report to another one and are kept all the same."""
+    app = create_app(RouterConfig(ttl_s=FOREVER_S, token=None))
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        async with httpx.AsyncClient() as client:
+            for info in infos:
+                response = await client.post(f"{url}/epd/instances", json=info)
+                assert response.status_code == 200, response.text
+        yield url
+    finally:
+        await runner.cleanup()
+
+
+async def described(instance: str, **changes: str) -> Json:
+    """What an instance says of itself, with `changes`."""
+    async with httpx.AsyncClient() as client:
+        response = await client.get(f"{instance}/epd/info")
+    assert response.status_code == 200, response.text
+    return {**response.json(), **changes}

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A request that cannot be served is refused as the OpenAI API does, and nobody else notices."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+import zmq
+import zmq.asyncio
+
+from tests.engine import stages
+from tests.engine.bad_requests import ALL, Bad, complaints, send
+from tests.engine.conftest import LEASE_S
+from tests.engine.gauges import alive, wait_until_idle
+from tests.engine.own_router import described, own_router
+from tests.engine.stages import Encoded
+from tests.engine.system import MODEL, System, stock_server, wait_for_server
+from tests.engine.test_exactness import TOLERANCE, differences
+from tests.engine.traffic import CHAT, Json, ask, chat, image_part
+from vllm_epd.demo import ensure_model, serve_args
+from vllm_epd.router.requests import KEEP_KV
+from vllm_epd.transfer import wire
+from vllm_epd.transfer.nixl import NixlTransport
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+FETCH_TIMEOUT_S = 30.0
+IDLE_WITHIN_S = LEASE_S + 10.0
+Handle = dict[str, Any]
+
+
+async def serves(system: System, seed: int) -> list[str]:
+    """What is wrong with the answer to a good request with an image never seen before."""
+    request = chat([image_part(seed)])
+    answer = await ask(system.router, request)
+    return differences(answer, await ask(system.single, request), TOLERANCE[system.dtype])
+
+
+@pytest.mark.parametrize("name", ALL)
+async def test_a_bad_request_is_refused_and_the_next_one_is_served(system: System, name: str) -> None:
+    bad = ALL[name]
+    response = await send(system.router, bad)
+    assert not complaints(response, bad.status, bad.says)
+    if bad.anywhere:
+        assert (await send(system.single, bad)).status_code == bad.status
+    await alive(system)
+    assert not await serves(system, 1000 + list(ALL).index(name))
+
+
+async def test_bad_requests_among_good_ones_fail_alone_and_leave_nothing_behind(system: System) -> None:
+    good = [serves(system, seed) for seed in range(1100, 1106)]
+    bad = [send(system.router, each) for each in ALL.values()]
+    responses, failures = await asyncio.gather(asyncio.gather(*bad), asyncio.gather(*good))
+    assert not any(failures), failures
+    wrong = {
+        name: found
+        for (name, each), response in zip(ALL.items(), responses, strict=True)
+        if (found := complaints(response, each.status, each.says))
+    }
+    assert not wrong
+    await wait_until_idle(system, IDLE_WITHIN_S)
+    await alive(system)
+
+
+def _without(handle: Handle, key: str) -> Handle:
+    return {name: value for name, value in handle.items() if name != key}
+
+
+def _at(handle: Handle, other: Handle) -> Handle:
+    return {**handle, "peer": other["peer"], "epoch": other["epoch"]}
+
+
+USELESS: dict[str, Callable[[Handle, Handle], Any]] = {
+    "held by another": _at,
+    "a dead address": lambda handle, other: {**handle, "peer": "tcp://127.0.0.1:9"},
+    "no address": lambda handle, other: {**handle, "peer": "nowhere at all"},
+    "an empty address": lambda handle, other: {**handle, "peer": ""},
+    "another epoch": lambda handle, other: {**handle, "epoch": "0" * 32},
+    "another item": lambda handle, other: {**handle, "key": other["key"]},
+    "another wire version": lambda handle, other: {**handle, "version": 99},
+    "a key missing": lambda handle, other: _without(handle, "peer"),
+    "a key too many": lambda handle, other: {**handle, "more": 1},
+    "a wrong type": lambda handle, other: {**handle, "epoch": 5},
+    "text": lambda handle, other: "handle",
+    "a list": lambda handle, other: [handle],
+    "nothing": lambda handle, other: None,
+}
+"""What P is given instead of a handle, made of the right one and of one of another item at another instance."""
+
+
+async def prefill_response(system: System, items: list[Encoded]) -> httpx.Response:
+    """P's answer, whatever it is."""
+    body = {**stages.with_items(chat([]), items), "max_tokens": 1, "kv_transfer_params": KEEP_KV}
+    async with httpx.AsyncClient(timeout=2 * FETCH_TIMEOUT_S) as client:
+        return await client.post(system.instances("prefill")[0] + CHAT, json=body)
+
+
+async def fails_alone(system: System, items: list[Encoded]) -> list[str]:
+    """What is wrong with P's refusal of these items."""
+    try:
+        response = await prefill_response(system, items)
+    except httpx.TimeoutException:
+        return [f"no answer within {2 * FETCH_TIMEOUT_S:.0f} s"]
+    return complaints(response, 500)
+
+
+async def test_useless_handles_fail_their_own_requests_only(system: System) -> None:
+    first, second = system.instances("encode")
+    items = [await stages.encode(system, image_part(1200 + index), first) for index in range(len(USELESS))]
+    other = await stages.encode(system, image_part(1299), second)
+    useless = [
+        replace(item, handle=make(item.handle, other.handle))
+        for item, make in zip(items, USELESS.values(), strict=True)
+    ]
+    refusals, good = await asyncio.gather(
+        asyncio.gather(*(fails_alone(system, [item]) for item in useless)),
+        asyncio.gather(*(serves(system, seed) for seed in range(1300, 1306))),
+    )
+    assert not any(good), good
+    assert not {name: found for name, found in zip(USELESS, refusals, strict=True) if found}
+    await alive(system)
+    await wait_until_idle(system, IDLE_WITHIN_S)
+    assert not await serves(system, 1306)
+
+
+async def test_items_without_any_handle_fail_their_own_request_only(system: System) -> None:
+    item = await stages.encode(system, image_part(1310))
+    body = {
+        **stages.with_items(chat([]), [item]),
+        "max_tokens": 1,
+        "kv_transfer_params": KEEP_KV,
+        "ec_transfer_params": {},
+    }
+    response = await send(system.instances("prefill")[0], Bad(body))
+    assert not complaints(response, 500)
+    await alive(system)
+    assert not await serves(system, 1311)
+
+
+@pytest.fixture(scope="module")
+def foreign_encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of an encode instance of other weights under the same name."""
+    log = tmp_path_factory.mktemp("foreign") / "encode.log"
+    arguments = ["--served-model-name", MODEL, "--dtype", "float32", *serve_args("qwen2.5-vl")]
+    arguments += ["--epd-role", "encode", "--epd-lease-s", str(LEASE_S)]
+    with stock_server(ensure_model("qwen2.5-vl", seed=1), arguments, log, {}) as (url, child):
+        wait_for_server(child, url, log)
+        yield url
+
+
+async def test_instances_of_different_weights_are_not_combined(system: System, foreign_encoder: str) -> None:
+    others = [await described(each) for role in ("prefill", "decode") for each in system.instances(role)]
+    async with own_router([await described(foreign_encoder), *others]) as router:
+        response = await send(router, Bad(chat([image_part(1400)])))
+        assert not complaints(response, 503, "weights")
+        text = chat([], "Describe.")
+        assert not differences(await ask(router, text), await ask(system.single, text), TOLERANCE[system.dtype])
+
+
+async def test_among_encode_instances_only_those_of_the_same_weights_are_asked(
+    system: System, foreign_encoder: str
+) -> None:
+    roles = ("encode", "prefill", "decode")
+    infos = [await described(each) for role in roles for each in system.instances(role)]
+    async with own_router([await described(foreign_encoder), *infos]) as router:
+        requests = [chat([image_part(seed), image_part(seed + 1)]) for seed in (1410, 1412)]
+        answers = await asyncio.gather(*(ask(router, request) for request in requests))
+    for request, answer in zip(requests, answers, strict=True):
+        assert not differences(answer, await ask(system.single, request), TOLERANCE[system.dtype])
+
+
+async def test_an_embedding_of_different_weights_is_refused_by_hand_too(system: System, foreign_encoder: str) -> None:
+    item = await stages.encode(system, image_part(1420), foreign_encoder)
+    prefill = await described(system.instances("prefill")[0])
+    assert "weights" in await refusal_of(item.handle, prefill["fingerprint"])
+    refused, served = await asyncio.gather(fails_alone(system, [item]), serves(system, 1421))
+    assert not refused
+    assert not served
+    await alive(system)
+
+
+async def refusal_of(handle: Handle, fingerprint: Json) -> str:
+    """Why an encode instance does not talk to a consumer of this fingerprint."""
+    hello = wire.Hello(wire.WIRE_VERSION, handle["epoch"], fingerprint, NixlTransport.name)
+    with zmq.asyncio.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(handle["peer"])
+        await socket.send_multipart([b"1", wire.encode(hello)])
+        async with asyncio.timeout(10):
+            reply = wire.decode_reply((await socket.recv_multipart())[1])
+    assert isinstance(reply, wire.Refused), reply
+    return reply.reason

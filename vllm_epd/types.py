@@ -8,6 +8,9 @@ from typing import Any, Self
 
 from vllm_epd.errors import ConfigError
 
+TOKEN_ENV = "EPD_TOKEN"
+"""Shared secret of router and instances; registration needs it where it is set."""
+
 ROLE_ENV = "EPD_ROLE"
 """Set in all processes of an instance once its role is known; the engine core and the workers inherit it."""
 

@@ -86,6 +86,7 @@ def _embeds_part() -> Json:
     return {"type": "image_embeds", "image_embeds": {"image_grid_thw": [1, 2, 2]}, "uuid": "x"}
 
 
+# Where a status of 500 is expected, that is what vLLM itself makes of the fault.
 MEDIA = {
     "broken base64": Bad(chat([url_part("data:image/png;base64,%%%not-base64%%%")])),
     "base64 cut short": Bad(chat([url_part("data:image/png;base64,iVBORw0KGgoAA")])),
@@ -95,13 +96,13 @@ MEDIA = {
     "a url of no server": Bad(chat([url_part("http://127.0.0.1:9/x.png")]), status=500),
     "a forbidden domain": Bad(chat([url_part("http://example.com/x.png")]), says="allowed domains", anywhere=False),
     "a scheme that is none": Bad(chat([url_part("gopher://127.0.0.1/x.png")])),
-    "a file": Bad(chat([url_part("file:///etc/hostname")])),
+    "a file": Bad(chat([url_part("file:///etc/hostname")]), status=500),
     "more image tokens than context": Bad(
-        chat([bytes_part(plain(LARGEST_SIDE, colour)) for colour in range(1, 8)]), says="maximum model length"
+        chat([bytes_part(plain(LARGEST_SIDE, colour)) for colour in range(1, 8)]), says="maximum context length"
     ),
-    "one image larger than the context": Bad(
+    "options for the processor": Bad(
         chat([bytes_part(plain(3000, 9))], mm_processor_kwargs={"max_pixels": 3000 * 3000}),
-        says="maximum model length",
+        says="mm_processor_kwargs",
     ),
 }
 

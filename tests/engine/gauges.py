@@ -3,30 +3,42 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.engine.system import System
 
-POLL_S = 0.05
+POLL_S = 0.02
+IDLE_POLL_S = 0.25
 ROLES = ("encode", "prefill", "decode")
 RUNNING = "vllm:num_requests_running"
 WAITING = "vllm:num_requests_waiting"
 KV_USAGE = "vllm:kv_cache_usage_perc"
 GENERATED = "vllm:generation_tokens_total"
+PROMPTED = "vllm:prompt_tokens_total"
+FINISHED = "vllm:request_success_total"
 
 
-async def gauge(instance: str, name: str) -> float:
-    """The sum over all samples of one metric of an instance."""
+async def metrics(instance: str) -> Counter[str]:
+    """The metrics of an instance by name, each the sum over its labels."""
     async with httpx.AsyncClient() as client:
         response = await client.get(f"{instance}/metrics")
     assert response.status_code == 200, response.text
-    samples = [sample for family in text_string_to_metric_families(response.text) for sample in family.samples]
-    values = [sample.value for sample in samples if sample.name == name]
-    assert values, f"{instance} has no {name}"
-    return sum(values)
+    sums: Counter[str] = Counter()
+    for line in response.text.splitlines():
+        if line and not line.startswith("#"):
+            sample, _, value = line.rpartition(" ")
+            sums[sample.partition("{")[0]] += float(value)
+    return sums
+
+
+async def gauge(instance: str, name: str) -> float:
+    """One metric of an instance."""
+    found = await metrics(instance)
+    assert name in found, f"{instance} has no {name}"
+    return found[name]
 
 
 async def pinned(instance: str) -> int:
@@ -37,11 +49,11 @@ async def pinned(instance: str) -> int:
     return int(response.json()["pinned"])
 
 
-async def outstanding(router: str, role: str) -> int:
-    """How many calls to instances of a role the router is waiting for."""
+async def outstanding(router: str) -> Counter[str]:
+    """How many calls to the instances of each role the router is waiting for."""
     async with httpx.AsyncClient() as client:
         listed = (await client.get(f"{router}/epd/instances")).json()["instances"]
-    return sum(each["outstanding"] for each in listed if each["roles"] == role)
+    return Counter({role: sum(each["outstanding"] for each in listed if each["roles"] == role) for role in ROLES})
 
 
 async def held(system: System) -> dict[str, float]:
@@ -49,8 +61,8 @@ async def held(system: System) -> dict[str, float]:
     found: dict[str, float] = {}
     for role in ROLES:
         for number, instance in enumerate(system.instances(role)):
-            names = (RUNNING, WAITING) if role == "encode" else (RUNNING, WAITING, KV_USAGE)
-            found |= {f"{role} {number} {name}": await gauge(instance, name) for name in names}
+            measured = await metrics(instance)
+            found |= {f"{role} {number} {name}": measured[name] for name in (RUNNING, WAITING, KV_USAGE)}
             found[f"{role} {number} pinned"] = await pinned(instance)
     return {name: value for name, value in found.items() if value}
 
@@ -60,7 +72,7 @@ async def wait_until_idle(system: System, within_s: float) -> float:
     start = time.monotonic()
     while still := await held(system):
         assert time.monotonic() - start < within_s, f"still held after {within_s:.0f} s: {still}"
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(IDLE_POLL_S)
     return time.monotonic() - start
 
 
@@ -69,7 +81,7 @@ async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 30.0
     deadline = time.monotonic() + within_s
     while not await condition():
         assert time.monotonic() < deadline, f"it did not happen within {within_s:.0f} s"
-        await asyncio.sleep(0)
+        await asyncio.sleep(POLL_S)
 
 
 async def alive(system: System) -> None:

@@ -12,14 +12,14 @@ import zmq
 import zmq.asyncio
 
 from tests.engine import stages
-from tests.engine.bad_requests import ALL, Bad, complaints, send
+from tests.engine.bad_requests import ALL, LARGEST_SIDE, Bad, complaints, plain, send
 from tests.engine.conftest import LEASE_S
 from tests.engine.gauges import alive, wait_until_idle
 from tests.engine.own_router import described, own_router
 from tests.engine.stages import Encoded
 from tests.engine.system import MODEL, System, stock_server, wait_for_server
 from tests.engine.test_exactness import TOLERANCE, differences
-from tests.engine.traffic import CHAT, Json, ask, chat, image_part
+from tests.engine.traffic import CHAT, Json, ask, bytes_part, chat, image_part
 from vllm_epd.demo import ensure_model, serve_args
 from vllm_epd.router.requests import KEEP_KV
 from vllm_epd.transfer import wire
@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 FETCH_TIMEOUT_S = 30.0
 IDLE_WITHIN_S = LEASE_S + 10.0
+SHORT_CONTEXT = 512
 Handle = dict[str, Any]
 
 
@@ -142,30 +143,58 @@ async def test_items_without_any_handle_fail_their_own_request_only(system: Syst
 
 @pytest.fixture(scope="module")
 def foreign_encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of an encode instance of other weights under the same name."""
+    """The URL of an encode instance of other weights, and of a shorter context, under the same name."""
     log = tmp_path_factory.mktemp("foreign") / "encode.log"
     arguments = ["--served-model-name", MODEL, "--dtype", "float32", *serve_args("qwen2.5-vl")]
-    arguments += ["--epd-role", "encode", "--epd-lease-s", str(LEASE_S)]
+    arguments += ["--epd-role", "encode", "--epd-lease-s", str(LEASE_S), "--max-model-len", str(SHORT_CONTEXT)]
     with stock_server(ensure_model("qwen2.5-vl", seed=1), arguments, log, {}) as (url, child):
         wait_for_server(child, url, log)
         yield url
 
 
+async def language_models(system: System) -> list[Json]:
+    """What the prefill and the decode instances say of themselves."""
+    return [await described(each) for role in ("prefill", "decode") for each in system.instances(role)]
+
+
 async def test_instances_of_different_weights_are_not_combined(system: System, foreign_encoder: str) -> None:
-    others = [await described(each) for role in ("prefill", "decode") for each in system.instances(role)]
-    async with own_router([await described(foreign_encoder), *others]) as router:
+    async with own_router([await described(foreign_encoder), *await language_models(system)]) as router:
         response = await send(router, Bad(chat([image_part(1400)])))
         assert not complaints(response, 503, "weights")
         text = chat([], "Describe.")
         assert not differences(await ask(router, text), await ask(system.single, text), TOLERANCE[system.dtype])
 
 
+async def test_an_image_larger_than_the_context_is_refused_by_whom_it_is_sent_to(
+    system: System, foreign_encoder: str
+) -> None:
+    """The router is made to believe that all is well; so it is the encode instance that notices."""
+    models = await language_models(system)
+    liar = await described(foreign_encoder, fingerprint=models[0]["fingerprint"])
+    large = Bad(chat([bytes_part(plain(LARGEST_SIDE, 20))]))
+    async with own_router([liar, *models]) as router:
+        assert not complaints(await send(router, large), 400, "maximum")
+
+
+async def test_different_weights_are_noticed_where_the_embedding_is_fetched(
+    system: System, foreign_encoder: str
+) -> None:
+    """The router is made to believe that all is well; so it is the prefill instance that notices."""
+    models = await language_models(system)
+    liar = await described(foreign_encoder, fingerprint=models[0]["fingerprint"])
+    async with own_router([liar, *models]) as router:
+        bad = send(router, Bad(chat([image_part(1405)])))
+        response, served = await asyncio.gather(bad, serves(system, 1406))
+    assert not complaints(response, 500)
+    assert not served
+    await alive(system)
+
+
 async def test_among_encode_instances_only_those_of_the_same_weights_are_asked(
     system: System, foreign_encoder: str
 ) -> None:
-    roles = ("encode", "prefill", "decode")
-    infos = [await described(each) for role in roles for each in system.instances(role)]
-    async with own_router([await described(foreign_encoder), *infos]) as router:
+    right = [await described(each) for each in system.instances("encode")]
+    async with own_router([await described(foreign_encoder), *right, *await language_models(system)]) as router:
         requests = [chat([image_part(seed), image_part(seed + 1)]) for seed in (1410, 1412)]
         answers = await asyncio.gather(*(ask(router, request) for request in requests))
     for request, answer in zip(requests, answers, strict=True):

@@ -108,6 +108,7 @@ async def test_vllm_bench_serve(system: System, tmp_path: Path) -> None:
     command += ["--random-mm-base-items-per-request", "2", "--random-mm-limit-mm-per-prompt", '{"image": 2}']
     command += ["--random-mm-bucket-config", "{(224, 224, 1): 0.5, (256, 448, 1): 0.5}"]
     command += ["--save-result", "--result-dir", str(tmp_path), "--result-filename", "bench.json", "--disable-tqdm"]
+    command += ["--ignore-eos", "--temperature", "0"]
     child = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )

@@ -12,7 +12,19 @@ import pytest
 from tests.engine import stages
 from tests.engine.bad_requests import COMPLETIONS, LARGEST_SIDE
 from tests.engine.conftest import LEASE_S
-from tests.engine.gauges import GENERATED, KV_USAGE, alive, gauge, outstanding, pinned, until, wait_until_idle
+from tests.engine.gauges import (
+    FINISHED,
+    GENERATED,
+    KV_USAGE,
+    PROMPTED,
+    alive,
+    gauge,
+    outstanding,
+    pinned,
+    until,
+    wait_until_idle,
+)
+from tests.engine.own_router import described
 from tests.engine.system import MODEL, System
 from tests.engine.test_exactness import TOLERANCE, differences
 from tests.engine.traffic import CHAT, TIMEOUT_S, Json, ask, bytes_part, chat, image_part
@@ -22,8 +34,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 IDLE_WITHIN_S = LEASE_S + 10.0
 MANY_TOKENS = 3000
-LONG_PROMPT = 3500
-IMAGES = 5
+IMAGES = 6
 
 
 async def leave_when(url: str, request: Json, condition: Callable[[], Awaitable[bool]], path: str = CHAT) -> None:
@@ -38,60 +49,67 @@ async def leave_when(url: str, request: Json, condition: Callable[[], Awaitable[
             await asyncio.gather(asked, return_exceptions=True)
 
 
-async def serves(system: System, seed: int) -> list[str]:
-    """What is wrong with the answer to the next client's request."""
+async def next_is_served(system: System, seed: int) -> None:
+    """The next client gets the answer of a single server."""
+    await alive(system)
     request = chat([image_part(seed)])
     answer = await ask(system.router, request)
-    return differences(answer, await ask(system.single, request), TOLERANCE[system.dtype])
+    assert not differences(answer, await ask(system.single, request), TOLERANCE[system.dtype])
 
 
-async def all_freed(system: System, seed: int) -> None:
-    """Nothing is held any more, and the next client is served."""
-    await wait_until_idle(system, IDLE_WITHIN_S)
-    await alive(system)
-    assert not await serves(system, seed)
+async def total(system: System, role: str, name: str) -> float:
+    """The sum of a metric over all instances of a role."""
+    return sum([await gauge(each, name) for each in system.instances(role)])
 
 
 async def test_while_images_are_encoded(system: System) -> None:
+    finished, prompted = await total(system, "encode", FINISHED), await total(system, "prefill", PROMPTED)
+
     async def some_are_encoded() -> bool:
         kept = [await pinned(each) for each in system.instances("encode")]
-        return sum(kept) > 0 and await outstanding(system.router, "encode") > 0
+        return sum(kept) > 0 and (await outstanding(system.router))["encode"] > 0
 
     images = [bytes_part(demo_image(2000 + index, LARGEST_SIDE, LARGEST_SIDE)) for index in range(IMAGES)]
     await leave_when(system.router, chat(images), some_are_encoded)
-    assert await outstanding(system.router, "prefill") == 0
-    await all_freed(system, 2100)
+    await wait_until_idle(system, IDLE_WITHIN_S)
+    assert 0 < await total(system, "encode", FINISHED) - finished < IMAGES, "encoding went on"
+    assert await total(system, "prefill", PROMPTED) == prompted, "prefill was asked all the same"
+    await next_is_served(system, 2100)
 
 
 async def test_while_a_long_prompt_is_prefilled(system: System) -> None:
-    numbers = random.Random(2200)
-    prompt = [numbers.randrange(100, 300) for _ in range(LONG_PROMPT)]
     (prefill,) = system.instances("prefill")
+    prompted, generated = await total(system, "decode", PROMPTED), await gauge(prefill, GENERATED)
 
     async def is_prefilling() -> bool:
-        return await gauge(prefill, KV_USAGE) > 0
+        return await gauge(prefill, KV_USAGE) > 0 and +(await outstanding(system.router)) == {"prefill": 1}
 
+    limits = (await described(prefill))["limits"]
+    numbers = random.Random(2200)
+    prompt = [numbers.randrange(100, 300) for _ in range(limits["max_model_len"] - 100)]
     request = {"model": MODEL, "prompt": prompt, "max_tokens": 5}
     await leave_when(system.router, request, is_prefilling, COMPLETIONS)
-    assert await outstanding(system.router, "decode") == 0
-    await all_freed(system, 2201)
+    await wait_until_idle(system, IDLE_WITHIN_S)
+    assert await gauge(prefill, GENERATED) == generated, "prefill went on to its end"
+    assert await total(system, "decode", PROMPTED) == prompted, "decode was asked all the same"
+    await next_is_served(system, 2201)
 
 
 async def test_while_tokens_are_decoded(system: System) -> None:
     (decode,) = system.instances("decode")
-    before = await gauge(decode, GENERATED)
-    request = chat([image_part(2300)], stream=True, max_tokens=MANY_TOKENS, ignore_eos=True, logprobs=False)
+    generated = await gauge(decode, GENERATED)
+    request = chat([image_part(2300)], stream=True, max_tokens=MANY_TOKENS, ignore_eos=True)
     async with (
         httpx.AsyncClient(timeout=TIMEOUT_S) as client,
-        client.stream("POST", system.router + CHAT, json=request | {"top_logprobs": None}) as response,
+        client.stream("POST", system.router + CHAT, json=request) as response,
     ):
         assert response.status_code == 200
         async for line in response.aiter_lines():
             if line.startswith("data: ") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
                 break
     await wait_until_idle(system, IDLE_WITHIN_S)
-    assert 0 < await gauge(decode, GENERATED) - before < MANY_TOKENS / 4
-    await all_freed(system, 2301)
+    assert 0 < await gauge(decode, GENERATED) - generated < MANY_TOKENS / 4, "decoding went on"
+    await next_is_served(system, 2301)
 
 
 async def test_all_at_once(system: System) -> None:
@@ -103,7 +121,8 @@ async def test_all_at_once(system: System) -> None:
             await asyncio.wait([each], timeout=0.02 * index)
             each.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
-    await all_freed(system, 2430)
+    await wait_until_idle(system, IDLE_WITHIN_S)
+    await next_is_served(system, 2430)
 
 
 async def test_what_nobody_comes_for_is_freed_when_its_lease_ends(system: System) -> None:
@@ -112,9 +131,7 @@ async def test_what_nobody_comes_for_is_freed_when_its_lease_ends(system: System
     await stages.prefill(system, chat([]), [kept])
     await stages.encode(system, image_part(2501), system.instances("encode")[1])
     (prefill,) = system.instances("prefill")
-    await until(lambda: _above_zero(prefill))
-    await all_freed(system, 2502)
-
-
-async def _above_zero(instance: str) -> bool:
-    return await gauge(instance, KV_USAGE) > 0
+    assert await gauge(prefill, KV_USAGE) > 0
+    assert [await pinned(each) for each in system.instances("encode")] != [0, 0]
+    await wait_until_idle(system, IDLE_WITHIN_S)
+    await next_is_served(system, 2502)

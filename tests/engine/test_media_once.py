@@ -3,6 +3,7 @@
 
 import base64
 import io
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import numpy as np
@@ -42,7 +43,7 @@ async def counted(system: System, stack: AsyncExitStack) -> tuple[str, dict[str,
 
 
 async def test_each_image_goes_to_one_encode_instance_and_to_nobody_else(
-    system: System, record_property: pytest.FixtureRequest
+    system: System, record_property: Callable[[str, object], None]
 ) -> None:
     images = [noise(1, 1168), noise(2, 1240)]
     on_the_wire = [len(base64.b64encode(image)) for image in images]

@@ -20,6 +20,8 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import DictEmbeddingItems, MultiModalDataItems, MultiModalDataParser
 from vllm.multimodal.processing import PromptReplacement
 
+COUNTS = frozenset({"image_num_patches", "video_num_patches"})
+
 
 def _image_fields(data: Mapping[str, torch.Tensor]) -> dict[str, MultiModalFieldConfig]:
     return {
@@ -35,6 +37,12 @@ def _video_fields(data: Mapping[str, torch.Tensor]) -> dict[str, MultiModalField
     }
 
 
+def _flat_counts(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with one number per item; the chat API makes a row of each item's one number."""
+    counts = {name: value.reshape(-1) for name, value in data.items() if name in COUNTS}
+    return {**data, **counts}
+
+
 class EPDInternVLDataParser(MultiModalDataParser):
     """Accepts a number of tiles in place of an image, and a number of frames in place of a video."""
 
@@ -44,19 +52,21 @@ class EPDInternVLDataParser(MultiModalDataParser):
     }
 
     def _parse_image_data(self, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return super()._parse_image_data(data)
-        required, optional = self.embedding_field_sets("image")
-        return DictEmbeddingItems(
-            data, "image", required_fields=required, optional_fields=optional, fields_factory=_image_fields
-        )
+        return self._items(data, "image", _image_fields) or super()._parse_image_data(data)
 
     def _parse_video_data(self, data: Any) -> Any:
+        return self._items(data, "video", _video_fields) or super()._parse_video_data(data)
+
+    def _items(self, data: Any, modality: str, fields_factory: Any) -> DictEmbeddingItems | None:
         if not isinstance(data, dict):
-            return super()._parse_video_data(data)
-        required, optional = self.embedding_field_sets("video")
+            return None
+        required, optional = self.embedding_field_sets(modality)
         return DictEmbeddingItems(
-            data, "video", required_fields=required, optional_fields=optional, fields_factory=_video_fields
+            _flat_counts(data),
+            modality,
+            required_fields=required,
+            optional_fields=optional,
+            fields_factory=fields_factory,
         )
 
 
@@ -73,6 +83,11 @@ class EPDInternVLProcessingInfo(InternVLProcessingInfo):
 
 class EPDInternVLMultiModalProcessor(InternVLMultiModalProcessor):
     """InternVL's processor, which sizes the placeholder of a metadata-only image by its number of tiles."""
+
+    def _get_mm_fields_config(
+        self, hf_inputs: Mapping[str, Any], hf_processor_mm_kwargs: Mapping[str, object]
+    ) -> Mapping[str, MultiModalFieldConfig]:
+        return super()._get_mm_fields_config(_flat_counts(hf_inputs), hf_processor_mm_kwargs)
 
     def _get_prompt_repl_image(
         self, mm_items: MultiModalDataItems, hf_processor: Any, out_mm_data: Any

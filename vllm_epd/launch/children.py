@@ -42,7 +42,7 @@ class Children:
             ProcessFailedError: it ended.
         """
         code = await self._running[name].wait()
-        raise ProcessFailedError(name, f"ended with {describe_exit(code)}")
+        raise ProcessFailedError(name, f"ended: {describe_exit(code)}")
 
     async def stop(self) -> None:
         """Tell all to end, and return when nothing of any is left."""

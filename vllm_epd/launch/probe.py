@@ -7,19 +7,17 @@ from collections.abc import Mapping
 import aiohttp
 
 from vllm_epd.launch.children import ProcessFailedError
+from vllm_epd.types import TOKEN_ENV
 
 TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 UNREACHABLE = (aiohttp.ClientError, TimeoutError)
 SHOWN = 500
 """Characters of an unexpected answer."""
 
-TOKEN_VARIABLE = "EPD_TOKEN"
-"""Holds the secret of the router's registration API; the router reads it too."""
-
 
 def open_session(environment: Mapping[str, str]) -> aiohttp.ClientSession:
     """A session that shows the router's token, if there is one."""
-    token = environment.get(TOKEN_VARIABLE)
+    token = environment.get(TOKEN_ENV)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return aiohttp.ClientSession(timeout=TIMEOUT, headers=headers)
 

@@ -38,8 +38,6 @@ def up(config: LaunchConfig, arguments: Sequence[str], console: Console) -> int:
     Raises:
         ConfigError: the topology cannot be run as asked.
     """
-    if importlib.util.find_spec("vllm") is None:
-        raise ConfigError("vLLM is not installed for this Python; pip install 'vllm-epd[gpu]' or [cpu]")
     topology = Topology.parse(config.topology)
     machine = survey(config)
     port = config.port or free_ports(config.host, 1, Random())[0]
@@ -48,6 +46,8 @@ def up(config: LaunchConfig, arguments: Sequence[str], console: Console) -> int:
     model = resolve_model(config)
     ports = free_ports(INSTANCE_HOST, topology.size, Random())
     instances = plan_instances(topology, config, model.arguments, arguments, ports, machine)
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError("vLLM is not installed for this Python; pip install 'vllm-epd[gpu]' or [cpu]")
     router = RouterSpec(url, router_command(config.host, port, config.router), machine.environment)
     blueprint = Blueprint(router, instances, serve_command(model.source, url), topology.text_only)
     log_dir = make_log_dir(config.log_dir, machine.environment, datetime.now())

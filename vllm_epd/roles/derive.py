@@ -73,6 +73,9 @@ def derive(roles: RoleSet, given: Mapping[str, Any], kv_connector: str, kv_lease
     arguments: dict[str, Any] = {}
     if not roles.encode:
         arguments["limit_mm_per_prompt"] = dict(NO_TOWER_LIMITS)
+        if "media_io_kwargs" in given:
+            # They go into the hash of an item; here, where nothing is decoded, they would only change its key.
+            arguments["media_io_kwargs"] = {}
     if not roles.language_model and "gpu_memory_utilization" not in given:
         arguments["gpu_memory_utilization"] = ENCODER_MEMORY_FRACTION
     if cpu and not given.keys() & SEVERAL_WORKERS:

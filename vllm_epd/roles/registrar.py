@@ -11,11 +11,10 @@ from urllib.parse import quote
 
 import aiohttp
 
-from vllm_epd.types import InstanceInfo
+from vllm_epd.types import TOKEN_ENV, InstanceInfo
 
 logger = logging.getLogger(__name__)
 
-TOKEN_ENV = "EPD_TOKEN"
 READY_POLL_S = 0.2
 RETRY_S = 1.0
 TIMEOUT = aiohttp.ClientTimeout(total=5)

@@ -8,10 +8,7 @@ from typing import Any, Self
 
 from vllm_epd.errors import ConfigError
 from vllm_epd.router.policies import policy_named
-from vllm_epd.types import Role
-
-#: Environment variable that holds the secret which registering instances must show.
-TOKEN_VARIABLE = "EPD_TOKEN"
+from vllm_epd.types import TOKEN_ENV, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,7 @@ class RouterConfig:
     max_choices: int = 1024
     grace_s: float = 30.0
     timeouts: Timeouts = field(default_factory=Timeouts)
-    token: str | None = field(default_factory=lambda: os.environ.get(TOKEN_VARIABLE) or None, repr=False)
+    token: str | None = field(default_factory=lambda: os.environ.get(TOKEN_ENV) or None, repr=False)
 
     def __post_init__(self) -> None:
         policy_named(self.policy)

@@ -8,7 +8,8 @@ import signal
 from aiohttp import web
 
 from vllm_epd.errors import ConfigError
-from vllm_epd.router.config import TOKEN_VARIABLE, RouterConfig
+from vllm_epd.router.config import RouterConfig
+from vllm_epd.types import TOKEN_ENV
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ async def _listen(runner: web.AppRunner, config: RouterConfig) -> None:
     except OSError as error:
         raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error}") from error
     if config.token is None and config.host not in _LOOPBACK:
-        logger.warning("anyone who reaches %s may register instances; set %s", config.host, TOKEN_VARIABLE)
+        logger.warning("anyone who reaches %s may register instances; set %s", config.host, TOKEN_ENV)
     host = f"[{config.host}]" if ":" in config.host else config.host
     logger.info("router listening on http://%s:%d", host, runner.addresses[0][1])
 

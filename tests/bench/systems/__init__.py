@@ -10,7 +10,13 @@ IN_PROCESS = ("--distributed-executor-backend", "vllm.v1.executor.uniproc_execut
 """What a role chooses on CPU, see `vllm_epd.roles.derive`; tells its share in a difference from the rest."""
 
 SYSTEMS: tuple[System, ...] = (Stock(), Ours(), Single())
-EXTRA: tuple[System, ...] = (Stock("stock-in-process", IN_PROCESS), Single("single-in-process", IN_PROCESS))
+EXTRA: tuple[System, ...] = (
+    Stock("stock-in-process", IN_PROCESS),
+    Stock("stock-t0", (), {"num_threads": 0}),
+    Stock("stock-t1", (), {"num_threads": 1}),
+    Stock("stock-t0-in-process", IN_PROCESS, {"num_threads": 0}),
+    Single("single-in-process", IN_PROCESS),
+)
 """Measured only when asked for by name."""
 
 __all__ = ["EXTRA", "SYSTEMS", "Running", "System"]

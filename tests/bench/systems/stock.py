@@ -61,6 +61,7 @@ class Stock:
 
     name: str = "stock"
     arguments: tuple[str, ...] = ()
+    nixl: Mapping[str, Any] = field(default_factory=dict)
 
     @asynccontextmanager
     async def start(self, place: Place) -> AsyncIterator[_Running]:
@@ -70,7 +71,7 @@ class Stock:
             session = await stack.enter_async_context(open_session())
             children = []
             for (name, port), side_port in zip(ports.items(), free_ports(HOST, 3, Random()), strict=True):
-                command = serve_command(place, port, *_transfer_arguments(name, place), *self.arguments)
+                command = serve_command(place, port, *self._transfer_arguments(name, place), *self.arguments)
                 environment = {
                     **STOCK,
                     "VLLM_NIXL_SIDE_CHANNEL_HOST": HOST,
@@ -85,13 +86,12 @@ class Stock:
             await until_ready(children, all_healthy)
             yield _Running(session, urls)
 
-
-def _transfer_arguments(name: str, place: Place) -> list[str]:
-    if name == "E":
-        return [*_embeddings("ec_producer", place)]
-    if name == "P":
-        return [*_embeddings("ec_consumer", place), *_kv("kv_producer")]
-    return [*_kv("kv_consumer")]
+    def _transfer_arguments(self, name: str, place: Place) -> list[str]:
+        if name == "E":
+            return [*_embeddings("ec_producer", place)]
+        if name == "P":
+            return [*_embeddings("ec_consumer", place), *_kv("kv_producer", self.nixl)]
+        return [*_kv("kv_consumer", self.nixl)]
 
 
 def _embeddings(role: str, place: Place) -> tuple[str, str]:
@@ -102,9 +102,9 @@ def _embeddings(role: str, place: Place) -> tuple[str, str]:
     )
 
 
-def _kv(role: str) -> tuple[str, str]:
+def _kv(role: str, extra: Mapping[str, Any]) -> tuple[str, str]:
     settings = {"kv_connector": "NixlConnector", "kv_role": role, "kv_buffer_device": "cpu"}
-    return _flag("--kv-transfer-config", settings)
+    return _flag("--kv-transfer-config", {**settings, "kv_connector_extra_config": dict(extra)})
 
 
 def _flag(name: str, value: dict[str, Any]) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.unit.launch.conftest import wait_until
+from tests.unit.launch.conftest import PATIENCE_S, wait_until
 from vllm_epd.launch.process import Child, describe_exit
 
 SLEEP = "import time; print('up', flush=True); time.sleep(300)"
@@ -58,7 +58,8 @@ async def test_command_that_cannot_be_run_says_so(tmp_path, marked):
 
 async def test_command_has_no_hold_on_the_launchers_pipe(start):
     child = start("import sys; print(repr(sys.stdin.read()))")
-    assert await child.wait() == 0
+    async with asyncio.timeout(PATIENCE_S):
+        assert await child.wait() == 0
     assert child.log.read_text() == "''\n"
 
 
@@ -87,6 +88,14 @@ async def test_stop_waits_out_the_grace_and_kill_does_not(start):
     child.kill()
     await stopping
     assert describe_exit(child.code) == "killed by SIGKILL"
+
+
+async def test_stop_is_heard_however_early_it_comes(start):
+    for step in range(20):
+        child = start("import time; time.sleep(300)")
+        await asyncio.sleep(0.004 * step)
+        await child.stop()
+        assert describe_exit(child.code) == "killed by SIGTERM"
 
 
 async def test_stop_after_the_end_is_no_error(start):

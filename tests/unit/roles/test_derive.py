@@ -82,3 +82,9 @@ def test_an_unknown_kv_connector_is_refused() -> None:
 def test_on_the_cpu_one_worker_runs_inside_the_engine_core(given: dict[str, Any], expected: bool) -> None:
     arguments = derive(roles("decode"), given, "nixl", 60, cpu=True).arguments
     assert (arguments.get("distributed_executor_backend") == IN_PROCESS_EXECUTOR) is expected
+
+
+@pytest.mark.parametrize(("text", "expected"), [("encode", None), ("prefill", {}), ("decode", {})])
+def test_options_for_decoding_media_stay_with_those_who_decode_it(text: str, expected: dict[str, Any] | None) -> None:
+    given = {"media_io_kwargs": {"video": {"num_frames": 8}}}
+    assert derive(roles(text), given, "nixl", 60, cpu=False).arguments.get("media_io_kwargs") == expected

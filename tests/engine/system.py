@@ -20,6 +20,7 @@ from vllm_epd.launch.ports import free_ports
 
 MODEL = "demo"
 STARTUP_S = 420.0
+TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 BIN = Path(sys.executable).parent
 
 
@@ -42,7 +43,7 @@ class System:
 def running_system(family: str, dtype: str, topology: str, folder: Path, *options: str) -> Iterator[System]:
     """Start both at once and stop them in the end; `options` go to every instance of the topology."""
     model = ensure_model(family)
-    shared = ["--served-model-name", MODEL, "--dtype", dtype, *serve_args(family)]
+    shared = ["--served-model-name", MODEL, "--dtype", dtype, *TOOLS, *serve_args(family)]
     with ExitStack() as stack:
         fleet = stack.enter_context(
             process(up_command(model, topology, folder, [*shared, *options]), folder / "up.log")

@@ -87,7 +87,10 @@ class EPDInternVLMultiModalProcessor(InternVLMultiModalProcessor):
     def _get_mm_fields_config(
         self, hf_inputs: Mapping[str, Any], hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
-        return super()._get_mm_fields_config(_flat_counts(hf_inputs), hf_processor_mm_kwargs)
+        fields: Mapping[str, MultiModalFieldConfig] = super()._get_mm_fields_config(
+            _flat_counts(hf_inputs), hf_processor_mm_kwargs
+        )
+        return fields
 
     def _get_prompt_repl_image(
         self, mm_items: MultiModalDataItems, hf_processor: Any, out_mm_data: Any

@@ -6,6 +6,7 @@ import logging
 import os
 import uuid
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ def apply_role(args: argparse.Namespace) -> None:
     setattr(args, ATTRIBUTE, instance)
     share_logging()
     register()
+    # vLLM only logs an endpoint plugin that does not load, and the instance would never register.
+    import_module("vllm_epd.roles.admin")
     logger.info("role %s, epoch %s, transfers at %s", roles, instance.epoch, host)
 
 

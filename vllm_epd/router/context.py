@@ -100,9 +100,10 @@ class RequestContext:
         """The instances that may be given work and serve the model."""
         return serving(self.services.registry.available(), self.request.model)
 
-    def pick(self, stage: Role) -> Instance:
-        """Choose an instance for a stage of the planned way."""
-        return self.services.chooser.pick(stage, peers(self.serving(), self.planned, stage))
+    def pick(self, stage: Role, avoid: Instance | None = None) -> Instance:
+        """Choose an instance for a stage of the planned way, another than `avoid` if there is one."""
+        found = peers(self.serving(), self.planned, stage)
+        return self.services.chooser.pick(stage, [each for each in found if each is not avoid] or found)
 
     def headers_for(self, suffix: str = "") -> dict[str, str]:
         """The headers of one call to an instance."""

@@ -197,6 +197,24 @@ async def test_an_instance_that_dies_over_a_request(cluster, stage):
     assert f"{stage} instance {fakes[STAGES[stage]].instance_id} broke off" in answer.error["message"]
 
 
+async def test_encoding_that_failed_is_tried_once_more_elsewhere(cluster):
+    bad, good, *_ = await cluster.up("E", "E", "P", "D")
+    bad.does.status, bad.does.body = 500, {"error": {"message": "cache drift", "code": 500}}
+    answers = [await cluster.chat([image(name)]) for name in ("cat", "dog")]
+    assert [answer.status for answer in answers] == [200, 200]
+    assert len(good.seen) == 2, "each was encoded by the good one, whichever was asked first"
+
+
+async def test_encoding_that_failed_twice_or_by_the_clients_fault_is_told_of(cluster):
+    encode, *_ = await cluster.up("E", "P", "D")
+    encode.does.status, encode.does.body = 500, {"error": {"message": "again", "code": 500}}
+    answer = await cluster.chat([CAT])
+    assert (answer.status, answer.error["message"], len(encode.seen)) == (500, "again", 2)
+    encode.does.status, encode.does.body = 400, BAD_IMAGE
+    assert (await cluster.chat([CAT])).status == 400
+    assert len(encode.seen) == 3
+
+
 async def test_a_failed_item_stops_the_others(cluster):
     bad, slow, prefill, _ = await cluster.up("E", "E", "P", "D")
     slow.does.hold = asyncio.Event()

@@ -68,10 +68,13 @@ async def held(system: System) -> dict[str, float]:
 
 
 async def wait_until_idle(system: System, within_s: float) -> float:
-    """Seconds until the instances hold nothing for anybody; fails after `within_s`."""
+    """Seconds until the instances hold nothing for anybody, seen twice in a row; fails after `within_s`."""
     start = time.monotonic()
-    while still := await held(system):
+    seen = 0
+    while seen < 2:
+        still = await held(system)
         assert time.monotonic() - start < within_s, f"still held after {within_s:.0f} s: {still}"
+        seen = 0 if still else seen + 1
         await asyncio.sleep(IDLE_POLL_S)
     return time.monotonic() - start
 

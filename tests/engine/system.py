@@ -20,7 +20,8 @@ from vllm_epd.launch.ports import free_ports
 
 MODEL = "demo"
 STARTUP_S = 420.0
-TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+SHARED = ("--enforce-eager", "--max-model-len", "4096", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+"""Options of single server and topology alike; compiling the models would take most of a test run."""
 BIN = Path(sys.executable).parent
 
 
@@ -43,7 +44,7 @@ class System:
 def running_system(family: str, dtype: str, topology: str, folder: Path, *options: str) -> Iterator[System]:
     """Start both at once and stop them in the end; `options` go to every instance of the topology."""
     model = ensure_model(family)
-    shared = ["--served-model-name", MODEL, "--dtype", dtype, *TOOLS, *serve_args(family)]
+    shared = ["--served-model-name", MODEL, "--dtype", dtype, *SHARED, *serve_args(family)]
     with ExitStack() as stack:
         fleet = stack.enter_context(
             process(up_command(model, topology, folder, [*shared, *options]), folder / "up.log")

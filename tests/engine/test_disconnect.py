@@ -35,6 +35,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 IDLE_WITHIN_S = LEASE_S + 10.0
 MANY_TOKENS = 3000
 IMAGES = 6
+Record = Callable[[str, object], None]
 
 
 async def leave_when(url: str, request: Json, condition: Callable[[], Awaitable[bool]], path: str = CHAT) -> None:
@@ -62,7 +63,7 @@ async def total(system: System, role: str, name: str) -> float:
     return sum([await gauge(each, name) for each in system.instances(role)])
 
 
-async def test_while_images_are_encoded(system: System) -> None:
+async def test_while_images_are_encoded(system: System, record_property: Record) -> None:
     finished, prompted = await total(system, "encode", FINISHED), await total(system, "prefill", PROMPTED)
 
     async def some_are_encoded() -> bool:
@@ -72,7 +73,9 @@ async def test_while_images_are_encoded(system: System) -> None:
     images = [bytes_part(demo_image(2000 + index, LARGEST_SIDE, LARGEST_SIDE)) for index in range(IMAGES)]
     await leave_when(system.router, chat(images), some_are_encoded)
     await wait_until_idle(system, IDLE_WITHIN_S)
-    assert 0 < await total(system, "encode", FINISHED) - finished < IMAGES, "encoding went on"
+    encoded = await total(system, "encode", FINISHED) - finished
+    record_property("encoded", f"{encoded:.0f} of {IMAGES}")
+    assert 0 < encoded < IMAGES, "encoding went on"
     assert await total(system, "prefill", PROMPTED) == prompted, "prefill was asked all the same"
     await next_is_served(system, 2100)
 
@@ -95,7 +98,7 @@ async def test_while_a_long_prompt_is_prefilled(system: System) -> None:
     await next_is_served(system, 2201)
 
 
-async def test_while_tokens_are_decoded(system: System) -> None:
+async def test_while_tokens_are_decoded(system: System, record_property: Record) -> None:
     (decode,) = system.instances("decode")
     generated = await gauge(decode, GENERATED)
     request = chat([image_part(2300)], stream=True, max_tokens=MANY_TOKENS, ignore_eos=True)
@@ -108,7 +111,9 @@ async def test_while_tokens_are_decoded(system: System) -> None:
             if line.startswith("data: ") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
                 break
     await wait_until_idle(system, IDLE_WITHIN_S)
-    assert 0 < await gauge(decode, GENERATED) - generated < MANY_TOKENS / 4, "decoding went on"
+    decoded = await gauge(decode, GENERATED) - generated
+    record_property("decoded", f"{decoded:.0f} of {MANY_TOKENS}")
+    assert 0 < decoded < MANY_TOKENS / 4, "decoding went on"
     await next_is_served(system, 2301)
 
 
@@ -127,11 +132,13 @@ async def test_all_at_once(system: System) -> None:
 
 async def test_what_nobody_comes_for_is_freed_when_its_lease_ends(system: System) -> None:
     """An embedding without a prefill, and a KV cache without a decoder: as after a client, or a router, that left."""
-    kept = await stages.encode(system, image_part(2500), system.instances("encode")[0])
-    await stages.prefill(system, chat([]), [kept])
-    await stages.encode(system, image_part(2501), system.instances("encode")[1])
-    (prefill,) = system.instances("prefill")
-    assert await gauge(prefill, KV_USAGE) > 0
-    assert [await pinned(each) for each in system.instances("encode")] != [0, 0]
+    (first, second), (prefill,) = system.instances("encode"), system.instances("prefill")
+    await stages.prefill(system, chat([]), [await stages.encode(system, image_part(2500), first)])
+    await stages.encode(system, image_part(2501), second)
+
+    async def is_kept() -> bool:
+        return await pinned(second) > 0 and await gauge(prefill, KV_USAGE) > 0
+
+    await until(is_kept)
     await wait_until_idle(system, IDLE_WITHIN_S)
     await next_is_served(system, 2502)

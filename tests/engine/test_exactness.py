@@ -8,7 +8,7 @@ import pytest
 
 from tests.engine import stages
 from tests.engine.system import System
-from tests.engine.traffic import Answer, ask, chat, image_part, mixed_requests
+from tests.engine.traffic import Answer, Json, ask, chat, image_part, images_of, mixed_requests
 from vllm_epd.demo import FAMILIES
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -32,20 +32,44 @@ def differences(got: Answer, wanted: Answer, tolerance: float) -> list[str]:
     return found
 
 
+async def single_answers(system: System, requests: list[Json]) -> list[list[Answer]]:
+    """For each request, the answers that the single server gives to it.
+
+    In float32 one is enough. In bfloat16 the server differs from itself by one unit in the last place of a logit, here
+    around 0.1, with what is cached and what else is in a batch. So it is asked with cold and with warm caches and for
+    all at once; and it sees each image alone first, since a topology encodes the images of a request one by one.
+    """
+    if system.dtype == "bfloat16":
+        for request in requests:
+            for part in images_of(request):
+                await ask(system.single, chat([part], max_tokens=1))
+    rounds = [[await ask(system.single, request) for request in requests]]
+    if system.dtype == "bfloat16":
+        rounds.append([await ask(system.single, request) for request in requests])
+        rounds.append(await asyncio.gather(*(ask(system.single, request) for request in requests)))
+    return [list(answers) for answers in zip(*rounds, strict=True)]
+
+
+def unlike_all(got: Answer, wanted: list[Answer], tolerance: float) -> list[str]:
+    """What differs from the first of the answers, unless one of them is equal."""
+    found = [differences(got, each, tolerance) for each in wanted]
+    return found[0] if all(found) else []
+
+
 @pytest.mark.parametrize(("family", "dtype"), CASES)
 async def test_sixteen_requests_at_once_twice_give_the_tokens_of_a_single_server(
     start_system: StartSystem, family: str, dtype: str
 ) -> None:
     system = start_system(family, dtype)
     requests = mixed_requests()
-    wanted = [await ask(system.single, request) for request in requests]
-    assert len({answer.tokens for answer in wanted}) >= 14, "the model hardly looks at its input"
+    wanted = await single_answers(system, requests)
+    assert len({answers[0].tokens for answers in wanted}) >= 14, "the model hardly looks at its input"
     for attempt in ("cold", "warm"):
         answers = await asyncio.gather(*(ask(system.router, request) for request in requests))
         failures = {
             f"{attempt} {index}": found
             for index, (got, want) in enumerate(zip(answers, wanted, strict=True))
-            if (found := differences(got, want, TOLERANCE[dtype]))
+            if (found := unlike_all(got, want, TOLERANCE[dtype]))
         }
         assert not failures
 

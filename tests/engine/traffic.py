@@ -54,6 +54,11 @@ def chat(parts: Sequence[Json], text: str = "Describe.", **fields: Any) -> Json:
     }
 
 
+def images_of(request: Json) -> list[Json]:
+    """The image parts of a chat request."""
+    return [part for part in request["messages"][0]["content"] if part["type"] == "image_url"]
+
+
 def mixed_requests() -> list[Json]:
     """Sixteen: no image, 1, 2 and 4 distinct ones of different sizes; greedy and seeded; streaming and not."""
     requests = []

@@ -3,6 +3,7 @@
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import psutil
 from yarl import URL
@@ -19,8 +20,25 @@ def servers(urls: Mapping[str, str]) -> dict[str, psutil.Process]:
     }
 
 
-def used(tops: Mapping[str, psutil.Process]) -> dict[str, float]:
-    """Seconds of processor time, user and system, that each server has used so far."""
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Seconds of processor time, user and system, that one server has used.
+
+    Attributes:
+        all: by all its processes.
+        front: by its API server alone, which fetches, decodes and preprocesses media.
+    """
+
+    all: float
+    front: float
+
+    def per_request(self, before: "Used", requests: int) -> "Used":
+        """What was used since `before`, for each of so many requests."""
+        return Used((self.all - before.all) / requests, (self.front - before.front) / requests)
+
+
+def used(tops: Mapping[str, psutil.Process]) -> dict[str, Used]:
+    """What each server has used so far."""
     return {name: _used(top) for name, top in tops.items()}
 
 
@@ -32,10 +50,10 @@ def _top(pids: set[int | None], url: str) -> psutil.Process:
     raise BenchError(f"nobody listens at {url}")
 
 
-def _used(top: psutil.Process) -> float:
-    seconds = 0.0
+def _used(top: psutil.Process) -> Used:
+    seconds = []
     for process in (top, *top.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
-            seconds += times.user + times.system + times.children_user + times.children_system
-    return seconds
+            seconds.append(times.user + times.system + times.children_user + times.children_system)
+    return Used(sum(seconds), seconds[0])

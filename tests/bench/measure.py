@@ -16,6 +16,10 @@ Workload = Sequence[tuple[Case, Sequence[ChatRequest], Sequence[ChatRequest]]]
 """Cases, each with its requests for warming up and those to measure."""
 
 
+BUDGET_S = 45.0
+"""After so long a case takes no further request, so that a slow system does not take for ever."""
+
+
 async def measure(system: System, place: Place, workload: Workload, results: Results) -> None:
     """Start a system, run all cases on it one after the other, and stop it; add to `results`."""
     async with system.start(place) as running:
@@ -31,23 +35,26 @@ async def _run(system: str, running: Running, case: Case, requests: Sequence[Cha
     answers = await _send_all(running, requests, case.concurrency)
     wall_s = perf_counter() - start
     cpu_after, stages_after = cpu.used(servers), await running.stage_seconds()
+    count = len(answers)
     return Result(
         system,
         case,
-        tuple(answers),
+        answers,
         wall_s,
-        cpu_s={name: (cpu_after[name] - before) / len(answers) for name, before in cpu_before.items()},
-        stage_s={name: (after - stages_before.get(name, 0.0)) / len(answers) for name, after in stages_after.items()},
+        cpu={name: cpu_after[name].per_request(before, count) for name, before in cpu_before.items()},
+        stage_s={name: (after - stages_before.get(name, 0.0)) / count for name, after in stages_after.items()},
     )
 
 
-async def _send_all(running: Running, requests: Sequence[ChatRequest], concurrency: int) -> list[Answer]:
+async def _send_all(running: Running, requests: Sequence[ChatRequest], concurrency: int) -> tuple[Answer, ...]:
+    """The answers to as many requests, from the first on, as can be sent in time."""
     gate = asyncio.Semaphore(concurrency)
+    deadline = perf_counter() + BUDGET_S
 
-    async def send(request: ChatRequest) -> Answer:
+    async def send(request: ChatRequest) -> Answer | None:
         async with gate:
-            return await running.send(request)
+            return await running.send(request) if perf_counter() < deadline else None
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(send(request)) for request in requests]
-    return [task.result() for task in tasks]
+    return tuple(answer for task in tasks if (answer := task.result()))

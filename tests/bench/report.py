@@ -26,7 +26,7 @@ def compare(results: Results) -> list[Row]:
 
 def print_report(results: Results, rows: list[Row], console: Console) -> None:
     """All tables, and what missed its target."""
-    console.print(_measured(results), _stages(results), _compared(rows))
+    console.print(_times(results), _processor(results), _stages(results), _compared(rows))
     if missed := [row for row in rows if row.ok is False]:
         console.print(f"[bold red]MISSED[/] {len(missed)} of {sum(row.ok is not None for row in rows)} targets:")
         for row in missed:
@@ -45,15 +45,11 @@ def write_json(path: Path, results: Results, rows: list[Row], machine: dict[str,
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _measured(results: Results) -> Table:
-    times = ("TTFT p50", "TTFT p95", "total p50", "total p95", "requests/s")
-    table = _table("Seconds, and processor seconds per request", "case", "system", "n", "tokens in", *times)
-    for name in SERVERS:
-        table.add_column(f"CPU {name}", justify="right")
-    table.add_column("answers as single", justify="right")
+def _times(results: Results) -> Table:
+    columns = ("TTFT p50", "TTFT p95", "total p50", "total p95", "requests/s", "answers as single")
+    table = _table("Seconds of a request", "case", "system", "requests", "tokens in", *columns)
     for case, result in _by_case(results, table):
-        single = results.find("single", result.case)
-        ttft, total = result.ttft, result.total
+        single, ttft, total = results.find("single", result.case), result.ttft, result.total
         table.add_row(
             case,
             result.system,
@@ -61,15 +57,31 @@ def _measured(results: Results) -> Table:
             str(max(answer.prompt_tokens for answer in result.answers)),
             *(f"{seconds:.3f}" for seconds in (ttft.p50, ttft.p95, total.p50, total.p95)),
             f"{1 / result.wall_per_request_s:.2f}",
-            *(f"{result.cpu_s[name]:.3f}" if name in result.cpu_s else "" for name in SERVERS),
-            f"{result.same_answers(single)}/{len(single.answers)}" if single else "",
+            f"{result.same_answers(single)}/{len(result.answers)}" if single else "",
         )
     return table
 
 
+def _processor(results: Results) -> Table:
+    title = "Processor seconds of a request (in brackets, of the API server alone)"
+    table = _table(title, "case", "system", *SERVERS)
+    for case, result in _by_case(results, table):
+        used = (result.cpu.get(name) for name in SERVERS)
+        table.add_row(case, result.system, *(f"{each.all:.2f} ({each.front:.2f})" if each else "" for each in used))
+    return table
+
+
 def _stages(results: Results) -> Table:
-    """Where the difference to the single server goes; for ours, the rest is the router and the way to it."""
-    table = _table("Mean seconds of a request, by stage", "case", "system", "total", "over single", *STAGES, "rest")
+    """Where the time goes; for ours, the rest is the router and the way to it."""
+    table = _table(
+        "Mean seconds of a request by stage, and over those of the single server",
+        "case",
+        "system",
+        "total",
+        "over single",
+        *STAGES,
+        "rest",
+    )
     for case, result in _by_case(results, table):
         single = results.find("single", result.case)
         over = f"{result.total.mean - single.total.mean:+.3f}" if single else ""
@@ -113,6 +125,6 @@ def _as_mapping(result: Result) -> dict[str, Any]:
         "ttft_s": asdict(result.ttft),
         "total_s": asdict(result.total),
         "wall_s": result.wall_s,
-        "cpu_s_per_request": dict(result.cpu_s),
+        "cpu_s_per_request": {name: asdict(used) for name, used in result.cpu.items()},
         "stage_s": dict(result.stage_s),
     }

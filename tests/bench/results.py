@@ -8,6 +8,7 @@ import numpy as np
 
 from tests.bench.cases import Case
 from tests.bench.client import Answer
+from tests.bench.cpu import Used
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Result:
     Attributes:
         answers: in order of the requests.
         wall_s: from the first request to the last answer.
-        cpu_s: processor seconds per request, by server.
+        cpu: processor time per request, by server.
         stage_s: seconds that a request spent in each stage, on average.
     """
 
@@ -39,7 +40,7 @@ class Result:
     case: Case
     answers: tuple[Answer, ...]
     wall_s: float
-    cpu_s: Mapping[str, float]
+    cpu: Mapping[str, Used]
     stage_s: Mapping[str, float]
 
     @property
@@ -60,7 +61,8 @@ class Result:
         return self.total.mean - sum(self.stage_s.values())
 
     def same_answers(self, other: "Result") -> int:
-        return sum(mine.text == theirs.text for mine, theirs in zip(self.answers, other.answers, strict=True))
+        """How many of the requests that both served have the same text for an answer."""
+        return sum(mine.text == theirs.text for mine, theirs in zip(self.answers, other.answers, strict=False))
 
 
 @dataclass(slots=True)

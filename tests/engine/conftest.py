@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from tests.engine.system import System, running_system  # noqa: E402
+from vllm_epd.demo import FAMILIES  # noqa: E402
 
 TOPOLOGY = "2E1P1D"
 LEASE_S = 15
@@ -45,3 +46,15 @@ def start_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 def system(start_system: Callable[[str, str], System]) -> System:
     """The system of the tests that need any one."""
     return start_system("qwen2.5-vl", "float32")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Engine tests first, those of one system together: starting one takes longer than most tests."""
+    items.sort(key=_system_of)
+
+
+def _system_of(item: pytest.Item) -> tuple[int, bool, int]:
+    if Path(__file__).parent not in item.path.parents:
+        return (2, False, 0)
+    family = getattr(item, "callspec", None) and item.callspec.params.get("family")  # type: ignore[attr-defined]
+    return (0, False, 0) if family is None else (1, "bfloat16" in item.name, FAMILIES.index(family))

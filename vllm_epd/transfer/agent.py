@@ -165,6 +165,9 @@ class TransferAgent:
             return wire.PullFailed(pull.landing, f"no answer from {pull.handle.peer} in time")
         except TransferError as error:
             return wire.PullFailed(pull.landing, str(error))
+        except Exception as error:  # noqa: BLE001  without a report the request would wait for ever
+            logger.exception("fetching %s failed", pull.handle.key)
+            return wire.PullFailed(pull.landing, f"{type(error).__name__}: {error}")
         with self._lock:
             self._landed[pull.landing] = tensor
         return wire.Pulled(pull.landing, tensor.nbytes)

@@ -29,11 +29,19 @@ class Connection:
     """One producer: a control socket, answers matched to questions, and its remote region after the Hello."""
 
     def __init__(self, context: zmq.asyncio.Context, address: str) -> None:
-        """Connect the socket; nothing is said yet."""
+        """Connect the socket; nothing is said yet.
+
+        Raises:
+            PeerError: `address` is no ZeroMQ address.
+        """
         self.address = address
         self._socket = context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.connect(address)
+        try:
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            raise PeerError(f"{address!r} is no address of a peer: {error}") from error
         self._ids = itertools.count(1)
         self._waiting: dict[bytes, asyncio.Future[wire.Reply]] = {}
         self._reader = asyncio.create_task(self._read())

@@ -22,5 +22,6 @@ def against_stock(results: Results) -> Iterator[Row]:
         if case.concurrency > 1:
             yield Row(f"{name}: wall time", ours.wall_per_request_s, stock.wall_per_request_s, "s/request")
         for server in "PD":
-            used = ours.cpu_s[server], stock.cpu_s[server]
-            yield Row(f"{name}: CPU of {server}", *used, "s/request", CPU.get(case.name))
+            mine, theirs = ours.cpu[server], stock.cpu[server]
+            yield Row(f"{name}: CPU of {server}", mine.all, theirs.all, "s/request", CPU.get(case.name))
+            yield Row(f"{name}: CPU of {server}'s API server", mine.front, theirs.front, "s/request")

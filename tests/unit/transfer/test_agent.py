@@ -145,6 +145,12 @@ def test_a_producer_that_is_not_there_fails_the_fetch_in_time(make_agent: MakeAg
     assert "no answer" in refusal(consumer, handle)
 
 
+@pytest.mark.parametrize("peer", ["", "nowhere at all", "tcp://127.0.0.1", "tcp://no such host:1"])
+def test_what_is_no_address_fails_the_fetch_at_once(make_agent: MakeAgent, peer: str) -> None:
+    handle = wire.EmbeddingHandle(wire.WIRE_VERSION, "k", "l", peer, "e")
+    assert "no address" in refusal(make_agent(), handle)
+
+
 def test_a_full_pool_waits_for_its_consumers_and_then_gives_up(producer: TransferAgent) -> None:
     producer.store.put("a", torch.zeros(1 << 18), "lease-a", 30.0, 0.0)
     with pytest.raises(PoolError, match="no room"):

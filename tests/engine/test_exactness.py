@@ -16,6 +16,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
 BFLOAT16_DRIFT = 0.5
+BFLOAT16_EQUAL = 6
+"""Of sixteen: below it something is wrong, not rounded; eight or more were seen."""
 StartSystem = Callable[[str, str], System]
 
 
@@ -104,4 +106,4 @@ async def test_in_bfloat16_a_topology_is_as_close_to_a_single_server_as_that_is_
     ]
     drifts = [drift(got, want) for got, want in zip(answers, wanted, strict=True)]
     assert max(drifts) < BFLOAT16_DRIFT, drifts
-    assert sum(equal) >= len(requests) // 2, equal
+    assert sum(equal) >= BFLOAT16_EQUAL, equal

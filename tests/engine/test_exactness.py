@@ -15,9 +15,9 @@ from vllm_epd.demo import FAMILIES
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
-BFLOAT16_DRIFT = 0.5
-BFLOAT16_EQUAL = 6
-"""Of sixteen: below it something is wrong, not rounded; eight or more were seen."""
+BFLOAT16_DRIFT = 1.0
+BFLOAT16_EQUAL = 4
+"""Of sixteen, four of which are text alone. Eight or more were seen, and a drift of 0.25 at most."""
 StartSystem = Callable[[str, str], System]
 
 

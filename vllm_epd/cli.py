@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `vllm-epd up | route`. Each command imports what it needs when it runs."""
+"""The command line: `vllm-epd up | route | doctor`. Each command imports what it needs when it runs."""
 
 import argparse
 import sys
@@ -20,6 +20,13 @@ examples:
 
 a topology is a list of groups, each a count and the letters of its roles: 2EP1D is two instances that encode and
 prefill, and one that decodes.
+"""
+
+DOCTOR_EXAMPLES = """\
+examples:
+  vllm-epd doctor                                between two instances of this machine
+  vllm-epd doctor --listen 10.0.0.7              on one host, and
+  vllm-epd doctor --peer 10.0.0.7                on another; EPD_TOKEN, if set, must be the same for both
 """
 
 
@@ -48,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_up(commands)
     _add_route(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -88,6 +96,23 @@ def _add_route(commands: Any) -> None:
     parser.set_defaults(run=_route)
 
 
+def _add_doctor(commands: Any) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="check how embeddings move between instances",
+        description="Move real bytes between two instances over every transport that can be there, and time them. The"
+        " exit code is 0 if what an instance chooses by itself works.",
+        epilog=DOCTOR_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    side = parser.add_mutually_exclusive_group()
+    side.add_argument("--listen", metavar="HOST[:PORT]", help="be the instance that another host fetches from")
+    side.add_argument("--peer", metavar="HOST[:PORT]", help="fetch from the instance that listens there")
+    parser.add_argument("--transport", metavar="NAME", default="auto", help="the only one to use (default: auto)")
+    parser.add_argument("--nixl-backend", metavar="NAME", default="UCX", help="NIXL's backend (default: UCX)")
+    parser.set_defaults(run=_doctor)
+
+
 def _add_router_options(parser: argparse.ArgumentParser) -> None:
     from vllm_epd.router.policies import POLICIES
 
@@ -121,6 +146,17 @@ def _route(options: argparse.Namespace, arguments: list[str]) -> int:
         values["heartbeat_s"] = options.ttl / 3
     serve(RouterConfig.from_mapping(values))
     return 0
+
+
+def _doctor(options: argparse.Namespace, arguments: list[str]) -> int:
+    if arguments:
+        raise ConfigError(f"doctor takes no arguments after --, got {' '.join(arguments)}")
+    from rich.console import Console
+
+    from vllm_epd.doctor.command import doctor
+    from vllm_epd.doctor.examine import Wanted
+
+    return doctor(Wanted(options.transport, options.nixl_backend), options.listen, options.peer, Console())
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -80,10 +80,15 @@ class InstanceConfig:
     advertise: str | None = setting(
         None, "Host or URL by which other machines reach this instance.", expects="a host or a URL"
     )
-    pool_bytes: int = size(2**30, "Memory for embeddings that wait for their consumers, such as 512MiB.")
+    pool_bytes: int = size(2**30, "Memory for embeddings, those offered and those fetched, such as 512MiB.")
     lease_s: float = setting(60.0, "Seconds that an embedding waits for its consumer before it is dropped.")
-    fetch_timeout_s: float = setting(30.0, "Seconds to wait for one embedding before its request fails.")
-    landing_bytes: int = size(2**30, "Memory for embeddings that were fetched from others, such as 512MiB.")
+    fetch_timeout_s: float = setting(30.0, "Seconds to wait for an embedding, or for room for one, at most.")
+    transport: str = setting(
+        "auto",
+        "How embeddings travel; auto takes the best that two peers share.",
+        choices=("auto", "shm", "cuda_ipc", "nixl"),
+    )
+    nixl_backend: str = setting("UCX", "What NIXL moves bytes with.")
     kv_connector: str = setting("nixl", "How KV caches travel from prefill to decode.", choices=("nixl",))
     kv_lease_s: int = setting(60, "Seconds that a prefilled KV cache waits for its decoder.")
 
@@ -92,7 +97,7 @@ class InstanceConfig:
             RoleSet.parse(self.role)
         if self.router is not None and not re.match(r"https?://[^/]", self.router):
             raise ConfigError(f"router: expected an http(s) URL, got {self.router!r}")
-        check_positive(self, "pool_bytes", "lease_s", "fetch_timeout_s", "landing_bytes", "kv_lease_s")
+        check_positive(self, "pool_bytes", "lease_s", "fetch_timeout_s", "kv_lease_s")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ EPDError
 ├── TransferError            bytes could not be moved
 │   ├── PeerError            the other side is gone, foreign or incompatible
 │   ├── EmbeddingLostError   the producer no longer holds the embedding
-│   └── PoolError            an item does not fit the pool
+│   ├── PoolError            an item does not fit the pool
+│   └── StuckReadError       a read was given up, and its bytes may still come
 └── RequestError             one request cannot be served; carries its HTTP status
     ├── BadRequestError      400: the client must change the request
     ├── NoInstanceError      503: no instance for a stage
@@ -51,6 +52,10 @@ class EmbeddingLostError(TransferError):
 
 class PoolError(TransferError):
     """An item does not fit the pool."""
+
+
+class StuckReadError(TransferError):
+    """A read was given up and does not end; where it lands is not to be used again."""
 
 
 class RequestError(EPDError):

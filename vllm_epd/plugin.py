@@ -14,6 +14,8 @@ ALWAYS = (
 WITH_ROLE = (
     ("share vLLM's logging", "vllm_epd.compat.vllm:share_logging"),
     ("register the embedding connector and our models", "vllm_epd.compat.registry:register"),
+    ("name media items by all that decides their embeddings", "vllm_epd.compat.items:install"),
+    ("let encoders take in adapters", "vllm_epd.compat.lora:install"),
 )
 
 

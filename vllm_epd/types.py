@@ -150,7 +150,10 @@ class InstanceInfo:
         roles: present roles; state, not only a start-up flag.
         models: names the instance serves, the base model first, adapters after it.
         fingerprint: what its tensors mean.
-        limits: numbers that the router may check early (`max_model_len`, ...).
+        limits: numbers that the router may check early: `max_model_len` in tokens; of an encoder, `pool_bytes` of
+            its embedding pool, `page_bytes` of the pool's pages, and `max_item_bytes` of the largest embedding.
+        agents: addresses of the transfer agents that offer its embeddings, by data-parallel rank; peers learn them
+            from the router alone.
     """
 
     instance_id: str
@@ -160,6 +163,7 @@ class InstanceInfo:
     models: tuple[str, ...]
     fingerprint: Fingerprint
     limits: Mapping[str, int] = field(default_factory=dict)
+    agents: tuple[str, ...] = ()
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any]) -> Self:
@@ -180,6 +184,7 @@ class InstanceInfo:
                 models=tuple(str(name) for name in data["models"]),
                 fingerprint=Fingerprint.from_mapping(data["fingerprint"]),
                 limits={str(key): int(value) for key, value in data.get("limits", {}).items()},
+                agents=tuple(str(address) for address in data.get("agents", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"bad instance description: {error!r}") from error
@@ -194,6 +199,7 @@ class InstanceInfo:
             "models": list(self.models),
             "fingerprint": self.fingerprint.to_mapping(),
             "limits": dict(self.limits),
+            "agents": list(self.agents),
         }
 
 

@@ -13,6 +13,8 @@ from rich.table import Table
 from tests.bench.comparisons import COMPARISONS, Row
 from tests.bench.machine import describe_commit
 from tests.bench.results import Result, Results
+from tests.bench.tables import new_table
+from tests.bench.transfer.report import transfer_mapping, transfer_table
 
 SERVERS = ("E", "P", "D", "router", "single")
 STAGES = ("E", "P", "D")
@@ -26,11 +28,15 @@ def compare(results: Results) -> list[Row]:
 
 def print_report(results: Results, rows: list[Row], console: Console) -> None:
     """All tables, and what missed its target."""
-    console.print(_times(results), _processor(results), _stages(results), _compared(rows))
+    if results.all:
+        console.print(_times(results), _processor(results), _stages(results))
+    if results.transfers:
+        console.print(transfer_table(results))
+    console.print(_compared(rows))
     if missed := [row for row in rows if row.ok is False]:
         console.print(f"[bold red]MISSED[/] {len(missed)} of {sum(row.ok is not None for row in rows)} targets:")
         for row in missed:
-            console.print(f"  {row.name}: ratio {row.ratio:.2f}, target {row.target:.2f}")
+            console.print(f"  {row.name}: ratio {row.ratio:.3g}, target {row.target:.3g}")
 
 
 def write_json(path: Path, results: Results, rows: list[Row], machine: dict[str, Any]) -> None:
@@ -40,6 +46,7 @@ def write_json(path: Path, results: Results, rows: list[Row], machine: dict[str,
         "machine": machine,
         "rows": [asdict(row) | {"ratio": row.ratio, "ok": row.ok} for row in rows],
         "measured": [_as_mapping(result) for result in results.all],
+        "transfers": [transfer_mapping(results, transfer) for transfer in results.transfers],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
@@ -47,7 +54,7 @@ def write_json(path: Path, results: Results, rows: list[Row], machine: dict[str,
 
 def _times(results: Results) -> Table:
     columns = ("TTFT p50", "TTFT p95", "total p50", "total p95", "requests/s", "answers as single")
-    table = _table("Seconds of a request", "case", "system", "requests", "tokens in", *columns)
+    table = new_table("Seconds of a request", "case", "system", "requests", "tokens in", *columns)
     for case, result in _by_case(results, table):
         single, ttft, total = results.find("single", result.case), result.ttft, result.total
         table.add_row(
@@ -64,7 +71,7 @@ def _times(results: Results) -> Table:
 
 def _processor(results: Results) -> Table:
     title = "Processor seconds of a request (in brackets, of the API server alone)"
-    table = _table(title, "case", "system", *SERVERS)
+    table = new_table(title, "case", "system", *SERVERS)
     for case, result in _by_case(results, table):
         used = (result.cpu.get(name) for name in SERVERS)
         table.add_row(case, result.system, *(f"{each.all:.2f} ({each.front:.2f})" if each else "" for each in used))
@@ -73,7 +80,7 @@ def _processor(results: Results) -> Table:
 
 def _stages(results: Results) -> Table:
     """Where the time goes; for ours, the rest is the router and the way to it."""
-    table = _table(
+    table = new_table(
         "Mean seconds of a request by stage, and over those of the single server",
         "case",
         "system",
@@ -92,18 +99,11 @@ def _stages(results: Results) -> Table:
 
 
 def _compared(rows: Iterable[Row]) -> Table:
-    table = _table("Ours against others; less is better", "", "unit", "ours", "reference", "ratio", "target", "")
+    table = new_table("Ours against others; less is better", "", "unit", "ours", "reference", "ratio", "target", "")
     for row in rows:
-        target = "" if row.target is None else f"{row.target:.2f}"
-        numbers = f"{row.ours:.3f}", f"{row.reference:.3f}", f"{row.ratio:.2f}"
+        target = "" if row.target is None else f"{row.target:.3g}"
+        numbers = f"{row.ours:.3f}", f"{row.reference:.3f}", f"{row.ratio:.3g}"
         table.add_row(row.name, row.unit, *numbers, target, VERDICTS[row.ok])
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, header_style="bold")
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number < 2 else "right", no_wrap=number < 2)
     return table
 
 

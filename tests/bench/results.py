@@ -1,28 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was measured."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from tests.bench.cases import Case
 from tests.bench.client import Answer
 from tests.bench.cpu import Used
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Seconds of several requests."""
-
-    p50: float
-    p95: float
-    mean: float
-
-    @classmethod
-    def of(cls, seconds: Sequence[float]) -> "Summary":
-        p50, p95 = np.percentile(seconds, (50, 95))
-        return cls(float(p50), float(p95), float(np.mean(seconds)))
+from tests.bench.summary import Summary
+from tests.bench.transfer.results import Transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +53,10 @@ class Result:
 
 @dataclass(slots=True)
 class Results:
-    """What was measured so far."""
+    """What was measured so far: requests to systems, and transfers."""
 
     all: list[Result] = field(default_factory=list)
+    transfers: list[Transfer] = field(default_factory=list)
 
     def add(self, result: Result) -> None:
         self.all.append(result)
@@ -82,3 +69,6 @@ class Results:
         for mine in (each for each in self.all if each.system == system):
             if theirs := self.find(other, mine.case):
                 yield mine, theirs
+
+    def transfer(self, variant: str, nbytes: int) -> Transfer | None:
+        return next((each for each in self.transfers if (each.variant, each.nbytes) == (variant, nbytes)), None)

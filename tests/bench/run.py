@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make bench`: measures this package beside stock vLLM, and writes build/bench.json.
 
-The systems run one after the other on the same requests. The exit code is 1 if one of them could not be measured; a
-missed target does not change it.
+Two sections: `serving`, where whole systems run one after the other on the same requests, and `transfer`, where bytes
+move between two processes. The exit code is 1 if something could not be measured; a missed target does not change it.
 """
 
 import argparse
 import asyncio
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -23,6 +23,8 @@ from tests.bench.processes import Place
 from tests.bench.report import compare, print_report, write_json
 from tests.bench.results import Results
 from tests.bench.systems import EXTRA, SYSTEMS, System
+from tests.bench.transfer.measure import measure_transfers
+from tests.bench.transfer.variants import VARIANTS
 from vllm_epd.demo import ensure_model
 from vllm_epd.errors import EPDError
 
@@ -36,20 +38,38 @@ def main() -> int:
     options = _parse()
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     machine = describe_machine()
-    console.print("making the requests")
-    workload = [(case, *build_requests(case)) for case in CASES if case.name in options.cases]
-    systems = [system for system in (*SYSTEMS, *EXTRA) if system.name in options.systems]
-    results, failures = asyncio.run(_measure_all(systems, workload, console))
+    results = Results()
+    failures = sum(SECTIONS[name](options, results, console) for name in options.only)
     rows = compare(results)
     print_report(results, rows, console)
     write_json(options.output, results, rows, machine)
-    console.print(f"{options.output} has the numbers, {LOGS} the logs")
+    console.print(f"{options.output} has the numbers, {LOGS} the logs of servers")
     return 1 if failures else 0
 
 
-async def _measure_all(systems: Sequence[System], workload: Workload, console: Console) -> tuple[Results, int]:
-    """The results, and how many systems failed."""
-    results, failures = Results(), 0
+def _serving(options: argparse.Namespace, results: Results, console: Console) -> int:
+    console.print("making the requests")
+    workload = [(case, *build_requests(case)) for case in CASES if case.name in options.cases]
+    systems = [system for system in (*SYSTEMS, *EXTRA) if system.name in options.systems]
+    return asyncio.run(_measure_all(systems, workload, results, console))
+
+
+def _transfer(options: argparse.Namespace, results: Results, console: Console) -> int:
+    console.print("transfer: starting")
+    transfers, failures = measure_transfers(VARIANTS, lambda text: console.print(text, markup=False))
+    results.transfers += transfers
+    return failures
+
+
+Section = Callable[[argparse.Namespace, Results, Console], int]
+"""Adds to the results; how much of it failed."""
+
+SECTIONS: dict[str, Section] = {"transfer": _transfer, "serving": _serving}
+"""In the order in which they run."""
+
+
+async def _measure_all(systems: Sequence[System], workload: Workload, results: Results, console: Console) -> int:
+    failures = 0
     LOGS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         place = Place(ensure_model("qwen2.5-vl"), LOGS, Path(scratch))
@@ -61,14 +81,16 @@ async def _measure_all(systems: Sequence[System], workload: Workload, console: C
                 failures += 1
                 for error in group.exceptions:
                     console.print(f"{system.name} FAILED: {error!r}", markup=False)
-    return results, failures
+    return failures
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     known, usual = [each.name for each in (*SYSTEMS, *EXTRA)], [each.name for each in SYSTEMS]
     cases = [each.name for each in CASES]
-    parser.add_argument("--systems", nargs="+", choices=known, default=usual, help="what to measure")
+    sections = list(SECTIONS)
+    parser.add_argument("--only", nargs="+", choices=sections, default=sections, help="sections to run")
+    parser.add_argument("--systems", nargs="+", choices=known, default=usual, help="what serves")
     parser.add_argument("--cases", nargs="+", choices=cases, default=cases, help="what to ask")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     return parser.parse_args()

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import httpx
 
 from tests.engine.system import System
+from tests.engine.traffic import Json
 
 POLL_S = 0.02
 IDLE_POLL_S = 0.25
@@ -41,12 +42,18 @@ async def gauge(instance: str, name: str) -> float:
     return found[name]
 
 
-async def pinned(instance: str) -> int:
-    """How many embeddings a lease or a grant holds."""
+async def pool(instance: str) -> Json:
+    """What an instance says of its embedding pool."""
     async with httpx.AsyncClient() as client:
         response = await client.get(f"{instance}/epd/pool")
     assert response.status_code == 200, response.text
-    return int(response.json()["pinned"])
+    state: Json = response.json()
+    return state
+
+
+async def pinned(instance: str) -> int:
+    """How many embeddings a lease, a reader or a waiting request holds."""
+    return int((await pool(instance))["pinned"])
 
 
 async def outstanding(router: str) -> Counter[str]:

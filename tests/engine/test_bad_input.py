@@ -2,13 +2,13 @@
 """A request that cannot be served is refused as the OpenAI API does, and nobody else notices."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
-import zmq
 import zmq.asyncio
 
 from tests.engine import stages
@@ -21,9 +21,12 @@ from tests.engine.system import MODEL, System, stock_server, wait_for_server
 from tests.engine.test_exactness import TOLERANCE, differences
 from tests.engine.traffic import CHAT, Json, ask, bytes_part, chat, image_part
 from vllm_epd.demo import ensure_model, serve_args
+from vllm_epd.errors import PeerError
 from vllm_epd.router.requests import KEEP_KV
-from vllm_epd.transfer import wire
-from vllm_epd.transfer.nixl import NixlTransport
+from vllm_epd.transfer.connection import Connection
+from vllm_epd.transfer.handshake import Identity
+from vllm_epd.transfer.tiers import TransferMemory, open_tiers
+from vllm_epd.types import Fingerprint
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -71,18 +74,20 @@ def _without(handle: Handle, key: str) -> Handle:
 
 
 def _at(handle: Handle, other: Handle) -> Handle:
-    return {**handle, "peer": other["peer"], "epoch": other["epoch"]}
+    return {**handle, "epoch": other["epoch"], "rank": other["rank"]}
 
 
 USELESS: dict[str, Callable[[Handle, Handle], Any]] = {
     "held by another": _at,
-    "a dead address": lambda handle, other: {**handle, "peer": "tcp://127.0.0.1:9"},
-    "no address": lambda handle, other: {**handle, "peer": "nowhere at all"},
-    "an empty address": lambda handle, other: {**handle, "peer": ""},
+    "an address": lambda handle, other: {**handle, "peer": "tcp://127.0.0.1:9"},
+    "another rank": lambda handle, other: {**handle, "rank": 7},
+    "a negative rank": lambda handle, other: {**handle, "rank": -1},
+    "another size": lambda handle, other: {**handle, "nbytes": handle["nbytes"] + 1},
+    "no size": lambda handle, other: {**handle, "nbytes": 0},
     "another epoch": lambda handle, other: {**handle, "epoch": "0" * 32},
     "another item": lambda handle, other: {**handle, "key": other["key"]},
     "another wire version": lambda handle, other: {**handle, "version": 99},
-    "a key missing": lambda handle, other: _without(handle, "peer"),
+    "a key missing": lambda handle, other: _without(handle, "lease"),
     "a key too many": lambda handle, other: {**handle, "more": 1},
     "a wrong type": lambda handle, other: {**handle, "epoch": 5},
     "text": lambda handle, other: "handle",
@@ -182,7 +187,7 @@ async def test_different_weights_are_noticed_where_the_embedding_is_fetched(
     """The router is made to believe that all is well; so it is the prefill instance that notices."""
     models = await language_models(system)
     liar = await described(foreign_encoder, fingerprint=models[0]["fingerprint"])
-    async with own_router([liar, *models]) as router:
+    async with own_router([liar, *models]) as router, known_to(system.router, foreign_encoder):
         bad = send(router, Bad(chat([image_part(1405)])))
         response, served = await asyncio.gather(bad, serves(system, 1406))
     assert not complaints(response, 500)
@@ -204,21 +209,49 @@ async def test_among_encode_instances_only_those_of_the_same_weights_are_asked(
 async def test_an_embedding_of_different_weights_is_refused_by_hand_too(system: System, foreign_encoder: str) -> None:
     item = await stages.encode(system, image_part(1420), foreign_encoder)
     prefill = await described(system.instances("prefill")[0])
-    assert "weights" in await refusal_of(item.handle, prefill["fingerprint"])
-    refused, served = await asyncio.gather(fails_alone(system, [item]), serves(system, 1421))
+    assert "weights" in await refusal_of(foreign_encoder, prefill["fingerprint"])
+    async with known_to(system.router, foreign_encoder):
+        refused, served = await asyncio.gather(fails_alone(system, [item]), serves(system, 1421))
     assert not refused
     assert not served
     await alive(system)
 
 
-async def refusal_of(handle: Handle, fingerprint: Json) -> str:
+async def test_an_embedding_of_an_instance_that_is_not_registered_is_not_fetched(
+    system: System, foreign_encoder: str
+) -> None:
+    item = await stages.encode(system, image_part(1430), foreign_encoder)
+    refused, served = await asyncio.gather(fails_alone(system, [item]), serves(system, 1431))
+    assert not refused
+    assert not served
+
+
+@asynccontextmanager
+async def known_to(router: str, instance: str) -> AsyncIterator[None]:
+    """The instance is registered at the router for the length of the block, too short for it to be dropped again."""
+    info = await described(instance)
+    async with httpx.AsyncClient() as client:
+        response = await client.post(f"{router}/epd/instances", json=info)
+        assert response.status_code == 200, response.text
+        try:
+            yield
+        finally:
+            await client.delete(f"{router}/epd/instances/{info['instance_id']}", params={"epoch": info["epoch"]})
+
+
+async def refusal_of(instance: str, fingerprint: Json) -> str:
     """Why an encode instance does not talk to a consumer of this fingerprint."""
-    hello = wire.Hello(wire.WIRE_VERSION, handle["epoch"], fingerprint, NixlTransport.name)
-    with zmq.asyncio.Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.connect(handle["peer"])
-        await socket.send_multipart([b"1", wire.encode(hello)])
-        async with asyncio.timeout(10):
-            reply = wire.decode_reply((await socket.recv_multipart())[1])
-    assert isinstance(reply, wire.Refused), reply
-    return reply.reason
+    info = await described(instance)
+    identity = Identity("test", Fingerprint.from_mapping(fingerprint))
+    tiers = open_tiers(TransferMemory(2**20))
+    with zmq.asyncio.Context() as context:
+        connection = Connection(context, info["agents"][0])
+        try:
+            async with asyncio.timeout(10):
+                await connection.greet(identity, info["epoch"], tiers)
+        except PeerError as error:
+            return str(error)
+        finally:
+            await connection.close()
+            tiers.close()
+    raise AssertionError("it was let in")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Other topologies than one of single roles: the same answers, and nothing left of them in the end."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +20,17 @@ MARK = "EPD_TEST_MARK"
 SHARED_MEMORY = Path("/dev/shm")
 
 
+POOL_BYTES = 2**20
+"""Room for four images of a request's; every instance is made to share so much among all of them."""
+
+
 def requests() -> list[Json]:
-    """Text, one image, two images."""
-    return [chat([image_part(4000 + item) for item in range(count)]) for count in range(3)]
+    """Text, one image, two images, and more of them than a pool holds."""
+    counts = [0, 1, 2, 2, 1, 2]
+    return [
+        chat([image_part(4000 + 10 * index + item) for item in range(count)], f"Describe {index}.")
+        for index, count in enumerate(counts)
+    ]
 
 
 def marked(mark: str) -> list[str]:
@@ -46,6 +55,7 @@ def fleet(system: System, topology: str, folder: Path, mark: str) -> Iterator[st
     """The router's URL of a topology with the weights of the system."""
     model = ensure_model(system.family)
     arguments = ["--served-model-name", MODEL, "--dtype", system.dtype, *serve_args(system.family)]
+    arguments += ["--epd-pool-bytes", str(POOL_BYTES)]
     with process(up_command(model, topology, folder, arguments), folder / "up.log", {MARK: mark}) as child:
         yield wait_for_fleet(child, folder / "up.log")
     assert child.returncode == 0, (folder / "up.log").read_text(errors="replace")[-4000:]
@@ -60,7 +70,7 @@ async def test_the_answers_are_those_of_a_single_server_and_nothing_is_left(
     before, mark = shared_memory(), uuid4().hex
     with fleet(system, topology, tmp_path, mark) as router:
         assert len(marked(mark)) >= 2 + len(topology.replace("1", " ").split())
-        answers = [await ask(router, request) for request in requests()]
+        answers = await asyncio.gather(*(ask(router, request) for request in requests()))
     failures = [differences(got, want, TOLERANCE[system.dtype]) for got, want in zip(answers, wanted, strict=True)]
     assert not any(failures), failures
     assert not marked(mark)

@@ -3,12 +3,15 @@
 
 Its text depends on the prompt alone: text as it is, each item as `<hash of its data>`, whether the item comes
 as data or as metadata under that hash. So every topology must give the text that one whole instance gives.
+
+An encoder leases what it has encoded; who prefills reads it, which fails if it is not leased, and acknowledges.
 """
 
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +20,10 @@ from aiohttp import web
 from vllm_epd.types import Fingerprint, InstanceInfo, RoleSet
 
 FINGERPRINT = Fingerprint("c0", "w0", "bfloat16", "p0", "0.32.0")
+ITEM_BYTES = 100
+
+#: Those that listen, by instance id: where a consumer finds the producer of an embedding.
+_RUNNING: dict[str, "FakeInstance"] = {}
 
 
 @dataclass
@@ -58,6 +65,9 @@ class Behaviour:
         change: edit a whole answer before it is sent.
         words: what to generate, instead of the prompt's words.
         first_event: begin the stream with this event.
+        lease_status: answer requests for leases with this status.
+        lease_hold: grant a lease, but wait for this event before saying so.
+        release_hold: wait for this event before taking a lease back.
     """
 
     status: int = 200
@@ -69,10 +79,21 @@ class Behaviour:
     change: Callable[[dict[str, Any]], None] = lambda answer: None
     words: list[str] | None = None
     first_event: bytes = b""
+    lease_status: int = 200
+    lease_hold: asyncio.Event | None = None
+    release_hold: asyncio.Event | None = None
 
 
 class FakeInstance:
-    """An instance with the roles of `letters`, such as `E` or `PD`."""
+    """An instance with the roles of `letters`, such as `E` or `PD`.
+
+    Attributes:
+        leases: the key that each live lease keeps.
+        lease_calls: requests for leases.
+        release_calls: requests that end them.
+        overruns: bytes that were leased or being encoded, whenever these were more than `pool_bytes` of the limits.
+        peak: the most that these have been.
+    """
 
     def __init__(
         self,
@@ -81,7 +102,22 @@ class FakeInstance:
         models: tuple[str, ...] = ("tiny",),
         fingerprint: Fingerprint = FINGERPRINT,
         limits: dict[str, int] | None = None,
+        item_bytes: int = ITEM_BYTES,
+        epoch: str = "1",
+        agents: tuple[str, ...] = (),
     ) -> None:
+        self.epoch = epoch
+        self.leases: dict[str, str] = {}
+        self.lease_calls: list[Seen] = []
+        self.release_calls: list[Seen] = []
+        self.overruns: list[int] = []
+        self.peak = 0
+        self._item_bytes = item_bytes
+        self._agents = agents
+        self._stored: dict[str, int] = {}
+        self._encoding: list[str] = []
+        self._landed: set[str] = set()
+        self._granted = 0
         self.roles = RoleSet.from_letters(letters)
         self.seen: list[Seen] = []
         self.does = Behaviour()
@@ -96,14 +132,18 @@ class FakeInstance:
         app = web.Application(client_max_size=2**30)
         app.router.add_post("/v1/chat/completions", self._handle)
         app.router.add_post("/v1/completions", self._handle)
+        app.router.add_post("/epd/leases", self._lease)
+        app.router.add_post("/epd/leases/release", self._release)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
         self.port = self._runner.addresses[0][1]
+        _RUNNING[self.instance_id] = self
 
     async def stop(self) -> None:
         """Stop listening, so that connections are refused; `start` brings it back on the same port."""
         if self._runner is not None:
+            del _RUNNING[self.instance_id]
             await self._runner.cleanup()
             self._runner = None
 
@@ -115,10 +155,27 @@ class FakeInstance:
     def instance_id(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def info(self, epoch: str = "1") -> InstanceInfo:
+    def info(self, epoch: str | None = None) -> InstanceInfo:
         return InstanceInfo(
-            self.instance_id, epoch, self.url, self.roles, self._models, self._fingerprint, self._limits
+            self.instance_id,
+            self.epoch if epoch is None else epoch,
+            self.url,
+            self.roles,
+            self._models,
+            self._fingerprint,
+            self._limits,
+            self._agents,
         )
+
+    def restart(self, epoch: str) -> None:
+        """Be another start of this instance, which holds nothing."""
+        self.epoch = epoch
+        self.leases.clear()
+        self.evict()
+
+    def evict(self) -> None:
+        """Make room: keep no embedding that is not leased."""
+        self._stored = {key: size for key, size in self._stored.items() if key in self.leases.values()}
 
     def bodies(self, kind: str) -> list[dict[str, Any]]:
         """The bodies of the requests of one kind."""
@@ -130,7 +187,8 @@ class FakeInstance:
         self.seen.append(seen)
         self.arrived.set()
         try:
-            response = await self._answer(request, seen)
+            with self._at_work(seen):
+                response = await self._answer(request, seen)
         except (asyncio.CancelledError, ConnectionResetError):
             seen.outcome = "aborted"
             raise
@@ -147,6 +205,8 @@ class FakeInstance:
             return web.Response()
         if problem := self._problem(seen):
             return self._refusal(400, problem)
+        if not self._read(seen):
+            return self._refusal(500, _error("embedding lost"))
         if seen.body.get("stream"):
             return await self._stream(request, seen)
         answer = self._whole(seen)
@@ -181,8 +241,72 @@ class FakeInstance:
             entry = entries.setdefault(item_hash(data), {"item_indices": [], "modality": kind, "metadata": grid(data)})
             entry["item_indices"].append(index)
             if seen.kind == "encode":
-                entry["handle"] = {"at": self.instance_id, "key": item_hash(data)}
+                entry["handle"] = self._grant(item_hash(data), f"{seen.request_id}:{self._granted}")
         return entries
+
+    @contextmanager
+    def _at_work(self, seen: Seen) -> Iterator[None]:
+        keys = [item_hash(data) for _, data in _items(seen.body)] if seen.kind == "encode" else []
+        self._encoding += keys
+        self._weigh()
+        try:
+            yield
+        finally:
+            for key in keys:
+                self._encoding.remove(key)
+
+    def _grant(self, key: str, lease: str) -> dict[str, Any]:
+        self._granted += 1
+        self._stored[key] = self._item_bytes
+        self.leases[lease] = key
+        self._weigh()
+        return {
+            "version": 2,
+            "key": key,
+            "lease": lease,
+            "epoch": self.epoch,
+            "rank": 0,
+            "nbytes": self._item_bytes,
+            "at": self.instance_id,
+        }
+
+    def _weigh(self) -> None:
+        nbytes = len({*self.leases.values(), *self._encoding}) * self._item_bytes
+        self.peak = max(self.peak, nbytes)
+        if nbytes > self._limits.get("pool_bytes", nbytes):
+            self.overruns.append(nbytes)
+
+    def _read(self, seen: Seen) -> bool:
+        """Take over the embeddings that a prefill needs; False if one is neither leased nor here."""
+        prefills = seen.kind == "prefill" or not seen.body.get("kv_transfer_params")
+        params = (seen.body.get("ec_transfer_params") or {}) if prefills else {}
+        for handle in [entry["handle"] for entry in params.values() if "at" in (entry.get("handle") or {})]:
+            producer = _RUNNING[handle["at"]]
+            leased = producer.epoch == handle["epoch"] and producer.leases.pop(handle["lease"], None)
+            if not leased and handle["key"] not in self._landed:
+                return False
+            self._landed.add(handle["key"])
+        return True
+
+    async def _lease(self, request: web.Request) -> web.Response:
+        seen = Seen(request.path, await request.json(), 0, request.headers)
+        self.lease_calls.append(seen)
+        if self.does.lease_status != 200:
+            return self._refusal(self.does.lease_status, b"")
+        key = seen.body["key"]
+        handle = self._grant(key, seen.body["lease"]) if key in self._stored else None
+        if self.does.lease_hold is not None:
+            await self.does.lease_hold.wait()
+        return web.json_response({"handle": handle})
+
+    async def _release(self, request: web.Request) -> web.Response:
+        seen = Seen(request.path, await request.json(), 0, request.headers)
+        self.release_calls.append(seen)
+        if self.does.release_hold is not None:
+            await self.does.release_hold.wait()
+        for lease in seen.body["leases"]:
+            self.leases.pop(lease, None)
+        return web.json_response({})
 
     def _handed_over(self, seen: Seen) -> dict[str, Any]:
         return {

@@ -43,6 +43,8 @@ LAYERS = (
             "roles.lifecycle",
             "router.media",
             "router.policies",
+            "transfer.handshake",
+            "transfer.keys",
             "controller.policy",
             "transfer.pool",
             "transfer.wire",
@@ -56,6 +58,7 @@ LAYERS = (
         _words("words config pure"),
         _words("numpy msgspec zmq torch cupy nixl"),
     ),
+    Layer("doctor", ("doctor",), _words("words config pure device"), _words("torch zmq rich")),
     Layer(
         "service",
         ("router", "controller", "launch"),
@@ -82,7 +85,7 @@ LAYERS = (
     Layer("remote code", ("demo.remote_code",), third_party=_words("numpy torch transformers PIL")),
     # Names the modules of the vLLM side by string, so that importing it loads none of them.
     Layer("plugin", ("plugin",), _words("words"), _words("vllm"), deferred=_words("vllm")),
-    Layer("cli", ("cli",), _words("words config pure service demo"), _words("rich omegaconf")),
+    Layer("cli", ("cli",), _words("words config pure service demo doctor"), _words("rich omegaconf")),
 )
 
 # Layers that another one may import.

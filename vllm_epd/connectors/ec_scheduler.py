@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scheduler halves of the embedding connector: plain bookkeeping, no torch, no vLLM at run time."""
 
-import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vllm_epd.connectors.landing import LandingBook, LandingState
-from vllm_epd.connectors.link import AgentLink
-from vllm_epd.connectors.metadata import Load, Offer
+from vllm_epd.connectors.desk import Desk
+from vllm_epd.connectors.landing import LandingState
+from vllm_epd.connectors.metadata import Offer
 from vllm_epd.errors import TransferError
 from vllm_epd.transfer import wire
 
@@ -15,147 +15,185 @@ if TYPE_CHECKING:
     from vllm.multimodal.inputs import MultiModalFeatureSpec
     from vllm.v1.request import Request
 
-logger = logging.getLogger(__name__)
-
 OPTIONS = "epd"
 """Key of `ec_transfer_params` that holds what the router asks for; all other keys are content keys."""
 
+SERVED = frozenset({"FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED"})
+"""Ends of a request after which somebody gets its handles."""
+
+
+@dataclass(slots=True)
+class _Offered:
+    """What a request has encoded here for others, and whether there is room for it."""
+
+    items: tuple[wire.Wanted, ...]
+    ready: bool = False
+
 
 class ProducerHalf:
-    """Remembers which requests the router wants offered, and gives the worker the keys of each step."""
+    """Makes room for what the router wants offered, and gives the worker the keys of each step.
 
-    def __init__(self, epoch: str, peer: str) -> None:
-        """Hand out handles that point at `peer` in this `epoch`."""
+    A request waits in the scheduler's queue until the pool has room for all that it brings, so the encoder never waits
+    for a consumer. What the pool holds already is loaded from there instead of being encoded again.
+    """
+
+    def __init__(self, desk: Desk, epoch: str, rank: int, row_bytes: int, *, reuse: bool) -> None:
+        """Hand out handles for this `epoch` and `rank`.
+
+        Args:
+            desk: the way to the agents.
+            epoch: of this instance.
+            rank: data-parallel rank of this engine.
+            row_bytes: size of one embedding vector.
+            reuse: whether every worker that needs a held embedding can load it.
+        """
+        self._desk = desk
         self._epoch = epoch
-        self._peer = peer
-        self._offers: dict[str, tuple[Offer, ...]] = {}
+        self._rank = rank
+        self._row_bytes = row_bytes
+        self._reuse = reuse
+        self._offered: dict[str, _Offered] = {}
 
-    def note(self, request: "Request") -> None:
-        """Remember `request` if its embeddings are to be offered; called whenever it is considered."""
-        if request.request_id not in self._offers and _options(request).get("offer"):
-            keys = dict.fromkeys(feature.identifier for feature in request.mm_features)
-            self._offers[request.request_id] = tuple(
-                Offer(key, f"{request.request_id}:{index}") for index, key in enumerate(keys)
-            )
+    def available(self, request: "Request") -> bool:
+        """Whether there is room for what `request` is to offer; asks for it first."""
+        if not _options(request).get("offer") or not request.mm_features:
+            return True
+        offered = self._offered.get(request.request_id)
+        if offered is None:
+            offered = self._offered[request.request_id] = _Offered(self._wanted(request))
+            self._desk.reserve(offered.items, lambda report: self._on_reserved(request.request_id, report))
+        return offered.ready
 
     def step_offers(self, scheduled: Mapping[str, int]) -> tuple[Offer, ...]:
         """Offers of the requests that take part in this step."""
-        return tuple(offer for request_id in scheduled for offer in self._offers.get(request_id, ()))
+        return tuple(
+            Offer(item.key, item.lease)
+            for request_id in scheduled
+            if request_id in self._offered
+            for item in self._offered[request_id].items
+        )
 
     def finish(self, request: "Request") -> dict[str, dict[str, Any]]:
-        """Forget `request`; its handles by content key."""
-        return {offer.key: {"handle": self._handle(offer)} for offer in self._offers.pop(request.request_id, ())}
+        """Forget `request`; its handles by content key, none if nobody is there to get them."""
+        offered = self._offered.pop(request.request_id, None)
+        if offered is None:
+            return {}
+        if request.status.name not in SERVED:
+            self._desk.withdraw(offered.items)
+            return {}
+        return {item.key: {"handle": self._handle(item), **_lora(request)} for item in offered.items}
 
-    def _handle(self, offer: Offer) -> dict[str, Any]:
+    def _wanted(self, request: "Request") -> tuple[wire.Wanted, ...]:
+        rows = {feature.identifier: feature.mm_position.get_num_embeds() for feature in request.mm_features}
+        return tuple(
+            wire.Wanted(self._desk.book.new_number(), key, f"{request.request_id}:{index}", count * self._row_bytes)
+            for index, (key, count) in enumerate(rows.items())
+        )
+
+    def _on_reserved(self, request_id: str, report: wire.Reserved | wire.ReserveFailed) -> None:
+        offered = self._offered[request_id]
+        if isinstance(report, wire.ReserveFailed):
+            self._desk.give_up(request_id, report.reason)
+            return
+        offered.ready = True
+        for item in offered.items:
+            if item.landing in report.held and self._reuse:
+                self._desk.book.adopt(item.landing, item.key, request_id)
+            elif item.landing in report.held:
+                self._desk.book.reject(item.landing)
+        self._desk.send_drops()
+
+    def _handle(self, item: wire.Wanted) -> dict[str, Any]:
         return {
             "version": wire.WIRE_VERSION,
-            "key": offer.key,
-            "lease": offer.lease,
-            "peer": self._peer,
+            "key": item.key,
+            "lease": item.lease,
             "epoch": self._epoch,
+            "rank": self._rank,
+            "nbytes": item.nbytes,
         }
+
+
+@dataclass(slots=True)
+class _Needed:
+    """The handles of a request, and the leases among them that have not been given back."""
+
+    handles: dict[str, wire.EmbeddingHandle]
+    leased: set[str] = field(default_factory=set)
 
 
 class ConsumerHalf:
     """Starts fetches while requests wait, tells the scheduler when a request may run, and fails the one it must."""
 
-    def __init__(self, link: AgentLink, idle_bytes: int, *, tower: bool) -> None:
-        """Command the agents behind `link`; without `tower` an item with no handle cannot be had at all."""
-        self._link = link
-        self._book = LandingBook(idle_bytes)
+    def __init__(self, desk: Desk, capacity_bytes: int, *, tower: bool) -> None:
+        """Command the agents behind `desk`.
+
+        Args:
+            desk: the way to the agents.
+            capacity_bytes: of the region that embeddings land in.
+            tower: whether an item without a handle can be encoded here.
+        """
+        self._desk = desk
+        self._capacity_bytes = capacity_bytes
         self._tower = tower
-        self._unacknowledged: dict[str, dict[str, wire.EmbeddingHandle]] = {}
-        self._unavailable: set[str] = set()
-        self._loads: list[Load] = []
+        self._needed: dict[str, _Needed] = {}
 
     def available(self, request: "Request", num_computed_tokens: int) -> bool:
         """Whether every embedding that `request` still needs is here; starts to fetch those that are not."""
-        self._collect()
-        if request.request_id in self._unavailable:
-            return False
-        needed = [f for f in request.mm_features if _end(f) > num_computed_tokens]
-        if not needed:
-            return True
         try:
-            handles = self._handles(request)
+            needed = self._read(request)
         except TransferError as error:
             return self._give_up(request, str(error))
-        for feature in needed:
-            handle = handles.get(feature.identifier)
-            if handle is not None:
-                self._use(handle, request)
+        wanted = {f.identifier for f in request.mm_features if _end(f) > num_computed_tokens}
+        self._let_go(request.request_id, needed.handles.keys() - wanted)
+        for key in wanted:
+            if key in needed.handles:
+                self._desk.pull(needed.handles[key], request.request_id)
             elif not self._tower:
-                return self._give_up(request, f"no handle for {feature.identifier} and no encoder here")
-        return self._settled(request, [f.identifier for f in needed if f.identifier in handles])
-
-    def has(self, key: str) -> bool:
-        """Whether `key` is with the workers."""
-        landing = self._book.get(key)
-        return landing is not None and landing.state is LandingState.READY
-
-    def load(self, key: str) -> None:
-        """The scheduler made room for `key` in the encoder cache: bring it in with the next step."""
-        if self.has(key):
-            self._loads.append(Load(key, self._book[key].number))
-
-    def take_unavailable(self) -> set[str]:
-        """Requests whose embeddings cannot be had; each is told once."""
-        taken, self._unavailable = self._unavailable, set()
-        return taken
-
-    def step_loads(self) -> tuple[Load, ...]:
-        """Loads since the last step."""
-        loads, self._loads = tuple(self._loads), []
-        return loads
-
-    def step_drops(self) -> tuple[int, ...]:
-        """Landings to drop; only for a step that reaches the workers."""
-        return self._book.take_drops()
+                return self._give_up(request, f"no handle for {key} and no encoder here")
+        return self._settled(request, needed, wanted & needed.handles.keys())
 
     def finish(self, request: "Request") -> None:
-        """`request` has ended in whatever way: nothing is held for it any more, here or at its producers."""
-        self._unavailable.discard(request.request_id)
-        self._book.leave(request.request_id)
-        handles = self._unacknowledged.pop(request.request_id, None)
-        if handles is None:
+        """`request` has ended in whatever way: nothing is held for it at its producers."""
+        needed = self._needed.pop(request.request_id, None)
+        if needed is None:
             try:
-                handles = _read_handles(request)
+                needed = _read_handles(request)
             except TransferError:
                 return
-        for handle in handles.values():
-            self._link.release(handle)
+        for key in needed.leased:
+            self._desk.link.release(needed.handles[key])
 
-    def close(self) -> None:
-        """Close the line to the agents."""
-        self._link.close()
+    def _read(self, request: "Request") -> _Needed:
+        if request.request_id not in self._needed:
+            needed = self._needed[request.request_id] = _read_handles(request)
+            nbytes = sum(handle.nbytes for handle in needed.handles.values())
+            if nbytes > self._capacity_bytes:
+                raise TransferError(
+                    f"its embeddings have {nbytes} bytes, the pool here {self._capacity_bytes}; raise --epd-pool-bytes"
+                )
+        return self._needed[request.request_id]
 
-    def _handles(self, request: "Request") -> dict[str, wire.EmbeddingHandle]:
-        if request.request_id not in self._unacknowledged:
-            self._unacknowledged[request.request_id] = _read_handles(request)
-        return self._unacknowledged[request.request_id]
-
-    def _use(self, handle: wire.EmbeddingHandle, request: "Request") -> None:
-        number = self._book.use(handle.key, request.request_id)
-        if number is not None:
-            self._link.pull(number, handle)
-
-    def _settled(self, request: "Request", keys: list[str]) -> bool:
+    def _let_go(self, request_id: str, keys: set[str]) -> None:
+        """What is part of the KV cache by now is not needed any more."""
         for key in keys:
-            if self._book[key].state is LandingState.FAILED:
-                return self._give_up(request, f"{key}: {self._book[key].reason}")
-        return all(self.has(key) for key in keys)
+            self._desk.book.release(key, request_id)
+        self._desk.send_drops()
+
+    def _settled(self, request: "Request", needed: _Needed, keys: set[str]) -> bool:
+        here = {key for key in keys if self._desk.book.is_ready(key)}
+        for key in here & needed.leased:
+            needed.leased.discard(key)
+            self._desk.link.release(needed.handles[key])
+        for key in keys - here:
+            landing = self._desk.book.get(key)
+            if landing is not None and landing.state is LandingState.FAILED:
+                return self._give_up(request, f"{key}: {landing.reason}")
+        return here == keys
 
     def _give_up(self, request: "Request", reason: str) -> bool:
-        logger.error("request %s fails: embedding unavailable: %s", request.request_id, reason)
-        self._unavailable.add(request.request_id)
+        self._desk.give_up(request.request_id, reason)
         return False
-
-    def _collect(self) -> None:
-        for report in self._link.poll():
-            if isinstance(report, wire.Pulled):
-                self._book.landed(report.landing, report.nbytes)
-            else:
-                self._book.failed(report.landing, report.reason)
 
 
 def describe(request: "Request") -> bool:
@@ -168,7 +206,12 @@ def _options(request: "Request") -> Mapping[str, Any]:
     return options if isinstance(options, Mapping) else {}
 
 
-def _read_handles(request: "Request") -> dict[str, wire.EmbeddingHandle]:
+def _lora(request: "Request") -> dict[str, str]:
+    """Which adapter the embedding was made for: the router asks for it again under the same one only."""
+    return {} if request.lora_request is None else {"lora": request.lora_request.lora_path}
+
+
+def _read_handles(request: "Request") -> _Needed:
     handles: dict[str, wire.EmbeddingHandle] = {}
     for key, entry in (request.ec_transfer_params or {}).items():
         if key == OPTIONS:
@@ -177,7 +220,7 @@ def _read_handles(request: "Request") -> dict[str, wire.EmbeddingHandle]:
         if handle.key != key:
             raise TransferError(f"the handle under {key!r} is for {handle.key!r}")
         handles[key] = handle
-    return handles
+    return _Needed(handles, set(handles))
 
 
 def _end(feature: "MultiModalFeatureSpec") -> int:

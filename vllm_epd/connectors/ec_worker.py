@@ -16,42 +16,54 @@ EncoderCache = MutableMapping[str, torch.Tensor]
 
 
 class WorkerHalf:
-    """Carries out one step's orders. All calls come from the model's thread."""
+    """Carries out one step's orders. All calls come from the model's thread, and none of them waits."""
 
-    def __init__(self, agent: TransferAgent, lease_s: float, device: torch.device) -> None:
-        """Offer into `agent`'s store under leases of `lease_s`; land embeddings on `device`."""
+    def __init__(self, agent: TransferAgent, lease_s: float, device: torch.device, *, offers: bool) -> None:
+        """Load from and offer into `agent`'s pool.
+
+        Args:
+            agent: of this worker.
+            lease_s: how long what is offered waits for its consumer.
+            device: of the model.
+            offers: whether this worker is the one of its instance that offers.
+        """
         self._agent = agent
         self._lease_s = lease_s
         self._device = device
+        self._offers = offers
 
     def load(self, cache: EncoderCache, step: StepMetadata) -> None:
-        """Bring what has landed into the encoder cache, then forget what nobody needs."""
+        """Bring what is here into the encoder cache."""
         for load in step.loads:
-            if load.key not in cache:
-                cache[load.key] = self._agent.landed(load.landing).to(self._device, non_blocking=True)
-        for landing in step.drops:
-            self._agent.drop(landing)
+            cache[load.key] = self._agent.load(load.landing, load.key, self._device)
+
+    def load_own(self, cache: EncoderCache, step: StepMetadata) -> None:
+        """Bring what the pool holds into the encoder cache of an instance that only encodes."""
+        if self._offers:
+            self.load(cache, step)
 
     def offer_cached(self, cache: EncoderCache, step: StepMetadata) -> None:
         """Offer what this step's requests need offered and what an earlier step has encoded."""
-        for offer in step.offers:
-            if self._agent.store.lease(offer.key, offer.lease, self._lease_s):
-                continue
-            if offer.key in cache:
-                self._put(cache[offer.key], offer.key, offer.lease)
+        if self._offers:
+            for offer in step.offers:
+                self._offer(cache, offer.key, offer.lease)
 
     def offer_encoded(self, cache: EncoderCache, key: str, step: StepMetadata) -> None:
         """Offer `key`, just encoded, to everyone in this step who wants it."""
-        for offer in step.offers:
-            if offer.key == key:
-                self._put(cache[key], key, offer.lease)
+        if self._offers:
+            for offer in step.offers:
+                if offer.key == key:
+                    self._offer(cache, key, offer.lease)
 
     def close(self) -> None:
         """Stop the agent."""
         self._agent.close()
 
-    def _put(self, tensor: torch.Tensor, key: str, lease: str) -> None:
+    def _offer(self, cache: EncoderCache, key: str, lease: str) -> None:
+        store = self._agent.store
         try:
-            self._agent.store.put(key, tensor, lease, self._lease_s, wait_s=self._lease_s)
+            if store.lease(key, lease, self._lease_s) is None and key in cache:
+                store.put(key, cache[key])
+                store.lease(key, lease, self._lease_s)
         except PoolError as error:
             logger.error("embedding %s is not offered: %s", key, error)

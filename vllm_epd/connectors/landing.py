@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The consumer's books: which embeddings are on their way or here, and which requests need them. Pure."""
+"""The scheduler's books: which embeddings are on their way or here, and which requests need them. Pure."""
 
 import itertools
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum
+
+from vllm_epd.connectors.metadata import Load
 
 
 class LandingState(Enum):
@@ -17,99 +18,122 @@ class LandingState(Enum):
 
 @dataclass(slots=True)
 class Landing:
-    """One fetch of one embedding. Its number is never used again, so a late drop cannot hit a newer fetch."""
+    """One embedding that the agents pin. Its number is never used again, so a late drop cannot hit a newer one.
+
+    Attributes:
+        loads: how often the workers have been told to load it.
+    """
 
     number: int
     key: str
     state: LandingState = LandingState.FETCHING
-    nbytes: int = 0
     reason: str = ""
     users: set[str] = field(default_factory=set)
+    loads: int = 0
 
-    @property
-    def idle(self) -> bool:
-        """Here, and needed by no request at the moment."""
-        return self.state is LandingState.READY and not self.users
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The agents need keep landing `number` no longer than until it has been loaded `loads` times."""
+
+    number: int
+    loads: int
 
 
 class LandingBook:
     """Who needs what, and what may be dropped.
 
-    An embedding that a request uses is never dropped: what the scheduler was told is here stays here until the
-    request ends. One that nobody uses stays as a cache entry within `idle_bytes`, least recently used out first.
+    What the scheduler was told is here stays here as long as a request uses it, and until the workers have carried out
+    every load that they were told of. What nobody uses is dropped; the agents keep it as a cache entry while they
+    have room.
     """
 
-    def __init__(self, idle_bytes: int) -> None:
-        """Keep at most `idle_bytes` of embeddings that no request uses."""
-        self._max_idle_bytes = idle_bytes
-        self._landings: OrderedDict[str, Landing] = OrderedDict()
+    def __init__(self) -> None:
+        self._landings: dict[str, Landing] = {}
         self._numbers = itertools.count()
-        self._drops: list[int] = []
+        self._loads: list[Load] = []
+        self._drops: list[Drop] = []
 
-    def __getitem__(self, key: str) -> Landing:
-        return self._landings[key]
+    def new_number(self) -> int:
+        """A number for a landing that the agents may already hold; `adopt` or `reject` it."""
+        return next(self._numbers)
 
     def get(self, key: str) -> Landing | None:
         """The present landing of `key`, if there is one."""
         return self._landings.get(key)
+
+    def is_ready(self, key: str) -> bool:
+        """Whether `key` is with the workers."""
+        landing = self._landings.get(key)
+        return landing is not None and landing.state is LandingState.READY
 
     def use(self, key: str, user: str) -> int | None:
         """Note that request `user` needs `key`; the number of the landing if it has to be fetched first."""
         landing = self._landings.get(key)
         fresh = landing is None or (landing.state is LandingState.FAILED and user not in landing.users)
         if fresh:
-            landing = self._landings[key] = Landing(next(self._numbers), key)
+            landing = self._landings[key] = Landing(self.new_number(), key)
         assert landing is not None
         landing.users.add(user)
-        self._landings.move_to_end(key)
         return landing.number if fresh else None
 
-    def landed(self, number: int, nbytes: int) -> None:
+    def adopt(self, number: int, key: str, user: str) -> None:
+        """The agents pin `key`, which they held already, as `number` for request `user`."""
+        known = self._landings.get(key)
+        if known is not None and known.state is not LandingState.FAILED:
+            self.reject(number)
+            known.users.add(user)
+            return
+        users = set() if known is None else known.users
+        self._landings[key] = Landing(number, key, LandingState.READY, users=users | {user})
+
+    def reject(self, number: int) -> None:
+        """Nobody needs `number` after all."""
+        self._drops.append(Drop(number, 0))
+
+    def landed(self, number: int) -> None:
         """Landing `number` is with the workers."""
         landing = self._find(number)
-        if landing is None:
-            self._drops.append(number)
-            return
-        landing.state, landing.nbytes = LandingState.READY, nbytes
-        self._trim()
+        if landing is not None:
+            landing.state = LandingState.READY
 
     def failed(self, number: int, reason: str) -> None:
         """Landing `number` cannot be had."""
         landing = self._find(number)
         if landing is not None:
             landing.state, landing.reason = LandingState.FAILED, reason
-            self._forget_failed()
+
+    def load(self, key: str) -> None:
+        """Have the workers load `key` with the next step."""
+        landing = self._landings[key]
+        landing.loads += 1
+        self._loads.append(Load(key, landing.number))
+
+    def release(self, key: str, user: str) -> None:
+        """Request `user` needs `key` no more."""
+        landing = self._landings.get(key)
+        if landing is None or user not in landing.users:
+            return
+        landing.users.discard(user)
+        if not landing.users:
+            del self._landings[key]
+            if landing.state is not LandingState.FAILED:
+                self._drops.append(Drop(landing.number, landing.loads))
 
     def leave(self, user: str) -> None:
         """Request `user` has ended."""
-        for landing in self._landings.values():
-            landing.users.discard(user)
-        self._forget_failed()
-        self._trim()
+        for key in list(self._landings):
+            self.release(key, user)
 
-    def take_drops(self) -> tuple[int, ...]:
-        """Landings that the workers may drop now; each is told once."""
+    def take_loads(self) -> tuple[Load, ...]:
+        """Loads since the last call; for a step that reaches the workers."""
+        loads, self._loads = tuple(self._loads), []
+        return loads
+
+    def take_drops(self) -> tuple[Drop, ...]:
+        """Drops since the last call."""
         drops, self._drops = tuple(self._drops), []
         return drops
 
-    @property
-    def idle_bytes(self) -> int:
-        """Bytes of embeddings that are here and that no request needs."""
-        return sum(landing.nbytes for landing in self._landings.values() if landing.idle)
-
     def _find(self, number: int) -> Landing | None:
         return next((entry for entry in self._landings.values() if entry.number == number), None)
-
-    def _forget_failed(self) -> None:
-        for landing in list(self._landings.values()):
-            if landing.state is LandingState.FAILED and not landing.users:
-                del self._landings[landing.key]
-
-    def _trim(self) -> None:
-        excess = self.idle_bytes - self._max_idle_bytes
-        for landing in [landing for landing in self._landings.values() if landing.idle]:
-            if excess <= 0:
-                return
-            excess -= landing.nbytes
-            del self._landings[landing.key]
-            self._drops.append(landing.number)

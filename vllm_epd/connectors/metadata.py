@@ -14,7 +14,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """An embedding that has landed as `landing` and that the model reads under its content key."""
+    """An embedding that is here as `landing` and that the model reads under its content key."""
 
     key: str
     landing: int
@@ -25,11 +25,9 @@ class StepMetadata:
     """Orders for one step, in the order in which the worker carries them out.
 
     Attributes:
-        loads: what has landed and goes into the model's encoder cache.
+        loads: what goes from the pool into the model's encoder cache.
         offers: embeddings to put into the pool, those encoded in this step or cached from an earlier one.
-        drops: landings that no request needs any more.
     """
 
     loads: tuple[Load, ...] = ()
     offers: tuple[Offer, ...] = ()
-    drops: tuple[int, ...] = ()

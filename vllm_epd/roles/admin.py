@@ -1,27 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's endpoint plugin: what an instance tells about itself over HTTP, and its registration at the router."""
 
+import hmac
+import logging
+import os
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
+from fastapi import HTTPException, Request
 
+from vllm_epd.compat.embeddings import embedding_row_bytes
 from vllm_epd.compat.fingerprint import fingerprint_of
-from vllm_epd.connectors.pool_state import ask_pool_state
+from vllm_epd.connectors.agent_client import AgentClient
 from vllm_epd.connectors.settings import EmbeddingSettings
+from vllm_epd.errors import PeerError
+from vllm_epd.roles.metrics import publish_pool_metrics
 from vllm_epd.roles.registrar import Registrar
 from vllm_epd.roles.serve import ATTRIBUTE, Instance
-from vllm_epd.types import Fingerprint, InstanceInfo
+from vllm_epd.transfer.pool import PAGE_BYTES
+from vllm_epd.types import TOKEN_ENV, Fingerprint, InstanceInfo
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.datastructures import State
     from vllm.engine.protocol import EngineClient
 
+logger = logging.getLogger(__name__)
+
+
+class LeaseRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The router wants `key` for one more consumer, as long as `model` still means the adapter at `lora`."""
+
+    key: str
+    lease: str
+    rank: int = 0
+    model: str | None = None
+    lora: str | None = None
+
+
+class ReleaseRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The consumers of `leases` will not come."""
+
+    leases: list[str]
+    rank: int = 0
+
 
 class AdminPlugin:
-    """`GET /epd/info` and `/epd/pool`, and a registrar where `--epd-router` is given."""
+    """`/epd/info`, `/epd/pool` and `/epd/leases`, and a registrar where `--epd-router` is given."""
 
     name = "epd"
     required_tasks = ("generate",)
@@ -30,15 +57,18 @@ class AdminPlugin:
         self._instance: Instance | None = None
         self._registrar: Registrar | None = None
         self._state: State | None = None
+        self._agents: AgentClient | None = None
         self._url = ""
         self._fingerprint: Fingerprint | None = None
         self._limits: dict[str, int] = {}
-        self._command_address: str | None = None
+        self._addresses: tuple[str, ...] = ()
 
     def attach_router(self, app: "FastAPI") -> None:
-        """Add the route."""
+        """Add the routes."""
         app.add_api_route("/epd/info", self.describe, methods=["GET"])
         app.add_api_route("/epd/pool", self.pool, methods=["GET"])
+        app.add_api_route("/epd/leases", self.take_lease, methods=["POST"])
+        app.add_api_route("/epd/leases/release", self.release_leases, methods=["POST"])
         app.router.add_event_handler("shutdown", self.stop)
 
     async def init_state(self, engine_client: "EngineClient | None", state: "State", args: Namespace) -> None:
@@ -46,14 +76,28 @@ class AdminPlugin:
         self._instance = getattr(args, ATTRIBUTE, None)
         if self._instance is None or engine_client is None:
             return
+        config = engine_client.vllm_config
+        settings = EmbeddingSettings.from_extra_config(args.ec_transfer_config.ec_connector_extra_config)
+        dp_size, tp_size = config.parallel_config.data_parallel_size, config.parallel_config.tensor_parallel_size
+        commands = [[settings.command_address(dp, tp) for tp in range(tp_size)] for dp in range(dp_size)]
         self._state = state
         self._url = _public_url(self._instance, args)
-        self._fingerprint = fingerprint_of(engine_client.vllm_config)
-        settings = EmbeddingSettings.from_extra_config(args.ec_transfer_config.ec_connector_extra_config)
-        self._command_address = settings.command_address(0, 0)
+        self._fingerprint = fingerprint_of(config)
+        self._agents = AgentClient(commands)
         self._limits = {"max_model_len": int(engine_client.model_config.max_model_len)}
+        if self._instance.roles.encode:
+            item_bytes = self._limits["max_model_len"] * embedding_row_bytes(config.model_config)
+            self._limits |= {
+                "pool_bytes": settings.pool_bytes,
+                "page_bytes": PAGE_BYTES,
+                "max_item_bytes": item_bytes,
+            }
+            self._addresses = tuple(settings.peer_address(rank) for rank in range(dp_size))
+        publish_pool_metrics([ranks[0] for ranks in commands], self._models()[0])
         if self._instance.config.router is not None:
-            self._registrar = Registrar(self._instance.config.router, _health_url(args), self.info)
+            self._registrar = Registrar(
+                self._instance.config.router, _health_url(args), self.info, self._agents.set_peers
+            )
             self._registrar.start()
 
     def info(self) -> InstanceInfo:
@@ -68,6 +112,7 @@ class AdminPlugin:
             models=self._models(),
             fingerprint=self._fingerprint,
             limits=self._limits,
+            agents=self._addresses,
         )
 
     async def describe(self) -> dict[str, Any]:
@@ -76,24 +121,73 @@ class AdminPlugin:
 
     async def pool(self) -> dict[str, Any]:
         """The answer to `GET /epd/pool`: how full the region for embeddings is; empty without a role."""
-        if self._command_address is None:
+        if self._agents is None:
             return {}
-        return dict(msgspec.to_builtins(await ask_pool_state(self._command_address)))
+        return dict(msgspec.to_builtins(await self._agents.pool_state()))
+
+    async def take_lease(self, request: Request) -> dict[str, Any]:
+        """`POST /epd/leases`: `{"handle": ...}` for an embedding that is held, `{"handle": null}` otherwise."""
+        agents = self._authorized(request)
+        wanted = _decoded(await request.body(), LeaseRequest)
+        if self._lora_path(wanted.model) != wanted.lora:
+            return {"handle": None}
+        try:
+            handle = await agents.take_lease(wanted.rank, wanted.key, wanted.lease)
+        except PeerError as error:
+            raise HTTPException(503, str(error)) from error
+        if handle is None:
+            return {"handle": None}
+        return {"handle": {**msgspec.to_builtins(handle), "epoch": self.info().epoch}}
+
+    async def release_leases(self, request: Request) -> dict[str, Any]:
+        """`POST /epd/leases/release`: nobody comes for them; unknown ones are no error."""
+        agents = self._authorized(request)
+        unwanted = _decoded(await request.body(), ReleaseRequest)
+        try:
+            await agents.withdraw(unwanted.rank, unwanted.leases)
+        except PeerError as error:
+            raise HTTPException(400, str(error)) from error
+        return {}
 
     async def stop(self) -> None:
         """Sign off at the router."""
         if self._registrar is not None:
             await self._registrar.stop()
+        if self._agents is not None:
+            self._agents.close()
+
+    def _authorized(self, request: Request) -> AgentClient:
+        if self._agents is None:
+            raise HTTPException(404, "this server has no role")
+        token = os.environ.get(TOKEN_ENV)
+        shown = request.headers.get("Authorization", "")
+        if token and not hmac.compare_digest(shown.encode(), f"Bearer {token}".encode()):
+            raise HTTPException(401, f"leases are given to the router alone; show the token of {TOKEN_ENV}")
+        return self._agents
 
     def _models(self) -> tuple[str, ...]:
-        assert self._state is not None
-        served = self._state.openai_serving_models
+        served = self._served()
         return (*(path.name for path in served.base_model_paths), *served.lora_requests)
+
+    def _lora_path(self, model: str | None) -> str | None:
+        lora = self._served().lora_requests.get(model)
+        return None if lora is None else str(lora.lora_path)
+
+    def _served(self) -> Any:
+        assert self._state is not None
+        return self._state.openai_serving_models
 
 
 def plugin() -> AdminPlugin:
     """The factory behind the entry point."""
     return AdminPlugin()
+
+
+def _decoded(body: bytes, kind: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError as error:
+        raise HTTPException(400, str(error)) from error
 
 
 def _public_url(instance: Instance, args: Namespace) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm_epd.compat.cli import given_arguments, runs_on_cpu, wrap_cli
+from vllm_epd.compat.items import install as name_items
+from vllm_epd.compat.lora import install as take_in_adapters
 from vllm_epd.compat.registry import CONNECTOR, register
 from vllm_epd.compat.vllm import share_logging
 from vllm_epd.config import INSTANCE_FLAGS, InstanceConfig, load_instance_config
@@ -80,6 +82,8 @@ def apply_role(args: argparse.Namespace) -> None:
     setattr(args, ATTRIBUTE, instance)
     share_logging()
     register()
+    name_items()
+    take_in_adapters()
     # vLLM only logs an endpoint plugin that does not load, and the instance would never register.
     import_module("vllm_epd.roles.admin")
     logger.info("role %s, epoch %s, transfers at %s", roles, instance.epoch, host)
@@ -101,10 +105,11 @@ def _ec_config(instance: Instance, derived: Derived) -> Any:
         epoch=instance.epoch,
         host=instance.host,
         port=free_port(instance.host, RANK_PORTS),
-        pool_bytes=config.pool_bytes if derived.tower else config.landing_bytes,
-        landing_bytes=config.landing_bytes,
+        pool_bytes=config.pool_bytes,
         lease_s=config.lease_s,
         fetch_timeout_s=config.fetch_timeout_s,
+        transport=config.transport,
+        nixl_backend=config.nixl_backend,
         tower=derived.tower,
     )
     return ECTransferConfig(

@@ -11,12 +11,18 @@ from vllm_epd.router import api_routes, middleware, registry_routes, status_rout
 from vllm_epd.router.client import InstanceClient
 from vllm_epd.router.config import RouterConfig
 from vllm_epd.router.context import Chooser, Services
+from vllm_epd.router.encoders import Encoders
 from vllm_epd.router.instances import InstanceRegistry
-from vllm_epd.router.keys import PIPELINE, SERVICES
+from vllm_epd.router.keys import PEERS, PIPELINE, SERVICES
+from vllm_epd.router.leases import LeaseClient
 from vllm_epd.router.metrics import Metrics
+from vllm_epd.router.peers import PeerTable
 from vllm_epd.router.policies import policy_named
 from vllm_epd.router.server import run_until_signal
 from vllm_epd.router.steps import build_pipeline
+
+#: How often silent instances are looked for on behalf of those who wait for a change.
+_SWEEP_S = 1.0
 
 
 def create_app(config: RouterConfig, clock: Callable[[], float] = time.monotonic) -> web.Application:
@@ -25,17 +31,23 @@ def create_app(config: RouterConfig, clock: Callable[[], float] = time.monotonic
     It must be served with handler cancellation, or instances would go on working for clients that left.
     """
     app = web.Application(client_max_size=config.max_body_bytes, middlewares=middleware.CHAIN)
+    registry = InstanceRegistry(clock, config.ttl_s)
+    client = InstanceClient(config.timeouts)
     app[SERVICES] = Services(
         config=config,
-        registry=InstanceRegistry(clock, config.ttl_s),
-        client=InstanceClient(config.timeouts),
+        registry=registry,
+        client=client,
         chooser=Chooser(policy_named(config.policy)),
         metrics=Metrics(),
+        encoders=Encoders(LeaseClient(client, config), config.reuse_entries),
     )
+    app[PEERS] = PeerTable(registry)
     app[PIPELINE] = build_pipeline()
+    registry.watch(app[SERVICES].encoders.queue.wake_all)
     for routes in (api_routes.ROUTES, registry_routes.ROUTES, status_routes.ROUTES):
         app.add_routes(routes)
-    app.cleanup_ctx.append(_open_client)
+    app.cleanup_ctx.extend((_open_client, _sweep))
+    app.on_shutdown.append(_answer_polls)
     app.on_response_prepare.append(middleware.add_request_id)
     return app
 
@@ -50,7 +62,23 @@ def serve(config: RouterConfig) -> None:
 
 
 async def _open_client(app: web.Application) -> AsyncIterator[None]:
-    client = app[SERVICES].client
-    await client.start()
+    services = app[SERVICES]
+    await services.client.start()
     yield
-    await client.close()
+    await services.encoders.leases.close()
+    await services.client.close()
+
+
+async def _sweep(app: web.Application) -> AsyncIterator[None]:
+    async def sweep() -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            app[SERVICES].registry.sweep()
+
+    task = asyncio.create_task(sweep())
+    yield
+    task.cancel()
+
+
+async def _answer_polls(app: web.Application) -> None:
+    app[PEERS].close()

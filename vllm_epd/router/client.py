@@ -72,9 +72,18 @@ class InstanceClient:
 
     @asynccontextmanager
     async def post(
-        self, stage: Role, instance: Instance, path: str, body: bytes, headers: Mapping[str, str]
+        self,
+        stage: Role,
+        instance: Instance,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        timeout_s: float | None = None,
     ) -> AsyncIterator[InstanceAnswer]:
         """Send a JSON body; the answer is open for the length of the `async with` block.
+
+        It may take `timeout_s`, by default what the stage may take.
 
         Raises:
             UnreachableError: there is no connection; nothing was sent.
@@ -82,7 +91,8 @@ class InstanceClient:
         """
         if self._session is None:
             raise RuntimeError("start() has not been called")
-        timeout = aiohttp.ClientTimeout(total=self._timeouts.of(stage), sock_connect=self._timeouts.connect_s)
+        total_s = self._timeouts.of(stage) if timeout_s is None else timeout_s
+        timeout = aiohttp.ClientTimeout(total=total_s, sock_connect=self._timeouts.connect_s)
         with _mapped_errors(stage, instance):
             response = await self._session.post(
                 instance.info.url + path,
@@ -97,9 +107,18 @@ class InstanceClient:
                 raise await _refusal(response, stage, instance)
             yield InstanceAnswer(response, stage, instance)
 
-    async def ask(self, stage: Role, instance: Instance, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
-        """Send a JSON body and return the whole answer; raises as `post` does."""
-        async with self.post(stage, instance, path, body, headers) as answer:
+    async def ask(
+        self,
+        stage: Role,
+        instance: Instance,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Send a JSON body and return the whole answer; limits and failures are those of `post`."""
+        async with self.post(stage, instance, path, body, headers, timeout_s=timeout_s) as answer:
             return await answer.read()
 
 

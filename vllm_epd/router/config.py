@@ -17,15 +17,17 @@ class Timeouts:
 
     Attributes:
         connect_s: until a connection stands.
-        encode_s: for the whole answer of an encode instance.
+        encode_s: for the whole answer of an encode instance; before that, for room in the encode instances' pools.
         prefill_s: for the whole answer of a prefill instance.
         decode_s: for the whole answer of a decode instance, a stream up to its last token.
+        lease_s: for an encode instance to say whether it still holds an embedding.
     """
 
     connect_s: float = 3.0
     encode_s: float = 120.0
     prefill_s: float = 600.0
     decode_s: float = 3600.0
+    lease_s: float = 5.0
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -56,6 +58,8 @@ class RouterConfig:
         max_body_bytes: larger request bodies are refused with 413.
         fan_out: how many media parts, or pairs of P and D, of one client request are served at once.
         max_choices: most pairs of P and D for one client request (prompts times n).
+        reuse_entries: how many embeddings that encode instances have made are remembered, for requests that bring
+            the same media again.
         grace_s: how long running requests may go on after SIGTERM.
         timeouts: how long to wait for instances.
         token: secret of the registration API; None leaves it open.
@@ -69,6 +73,7 @@ class RouterConfig:
     max_body_bytes: int = 512 * 2**20
     fan_out: int = 64
     max_choices: int = 1024
+    reuse_entries: int = 2**16
     grace_s: float = 30.0
     timeouts: Timeouts = field(default_factory=Timeouts)
     token: str | None = field(default_factory=lambda: os.environ.get(TOKEN_ENV) or None, repr=False)
@@ -79,7 +84,7 @@ class RouterConfig:
             raise ConfigError(f"heartbeat_s must be positive and below ttl_s, got {self.heartbeat_s} and {self.ttl_s}")
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"port must be between 0 and 65535, got {self.port}")
-        for name in ("max_body_bytes", "fan_out", "max_choices"):
+        for name in ("max_body_bytes", "fan_out", "max_choices", "reuse_entries"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.grace_s < 0:

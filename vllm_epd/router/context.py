@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from vllm_epd.router.client import InstanceClient
 from vllm_epd.router.config import RouterConfig
+from vllm_epd.router.encoders import Encoders
+from vllm_epd.router.holds import Leases
 from vllm_epd.router.instances import Instance, InstanceRegistry
 from vllm_epd.router.jsonio import JsonObject
 from vllm_epd.router.media import EncodedItem
@@ -42,6 +44,7 @@ class Services:
     client: InstanceClient
     chooser: Chooser
     metrics: Metrics
+    encoders: Encoders
 
 
 @dataclass(slots=True)
@@ -56,7 +59,8 @@ class RequestContext:
         sink: where the answer goes.
         branch: which prompt and choice this is about.
         route: the way, once planned.
-        items: the media that have been encoded so far, by their place among the media parts.
+        items: the encoded media, by their place among the media parts.
+        leases: what keeps their embeddings until they are prefilled.
         kv: where the KV cache of the prompt lies, once prefilled for another instance.
         answered: the sink has the whole answer.
         hold: what is counted as busy on behalf of this request before its calls are made.
@@ -70,6 +74,7 @@ class RequestContext:
     branch: Branch = field(default_factory=Branch)
     route: Route | None = None
     items: dict[int, EncodedItem] = field(default_factory=dict)
+    leases: Leases = field(default_factory=Leases)
     kv: JsonObject | None = None
     answered: bool = False
     hold: ExitStack = field(default_factory=ExitStack)
@@ -100,10 +105,13 @@ class RequestContext:
         """The instances that may be given work and serve the model."""
         return serving(self.services.registry.available(), self.request.model)
 
-    def pick(self, stage: Role, avoid: Instance | None = None) -> Instance:
-        """Choose an instance for a stage of the planned way, another than `avoid` if there is one."""
-        found = peers(self.serving(), self.planned, stage)
-        return self.services.chooser.pick(stage, [each for each in found if each is not avoid] or found)
+    def peers(self, stage: Role) -> tuple[Instance, ...]:
+        """The instances that may serve a stage of the planned way."""
+        return peers(self.serving(), self.planned, stage)
+
+    def pick(self, stage: Role) -> Instance:
+        """Choose an instance for a stage of the planned way."""
+        return self.services.chooser.pick(stage, self.peers(stage))
 
     def headers_for(self, suffix: str = "") -> dict[str, str]:
         """The headers of one call to an instance."""

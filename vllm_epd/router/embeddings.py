@@ -2,11 +2,12 @@
 """What an encode instance says of its embeddings, and how that is told to the next stages. Pure.
 
 An answer's `ec_transfer_params` has one entry per distinct item: `mm_hash -> {item_indices, modality,
-metadata, handle}`. The handle says where the embedding lies and stays opaque here; the metadata sizes the
-item's placeholders.
+metadata, handle, lora}`. The handle says where the embedding lies; it is passed on as it is, and only the lease
+is read out of it. The metadata sizes the item's placeholders.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vllm_epd.errors import UpstreamError
@@ -19,6 +20,33 @@ MODALITIES = frozenset({"image", "video", "audio"})
 OFFER: JsonObject = {"epd": {"offer": True}}
 #: Asks an instance that encodes and prefills for the metadata of what it encoded.
 DESCRIBE: JsonObject = {"epd": {"describe": True}}
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What keeps an embedding in its producer's pool for one request.
+
+    Attributes:
+        id: name of the lease.
+        key: under which the embedding lies in the pool.
+        rank: which of the producer's pools that is.
+        nbytes: size of the embedding, 0 if unknown.
+    """
+
+    id: str
+    key: str
+    rank: int = 0
+    nbytes: int = 0
+
+
+def read_lease(handle: Any) -> Lease | None:
+    """The lease that a handle tells of; None if it tells none."""
+    if not isinstance(handle, dict):
+        return None
+    lease, key = handle.get("lease"), handle.get("key")
+    if not isinstance(lease, str) or not isinstance(key, str):
+        return None
+    return Lease(lease, key, _count(handle.get("rank")), _count(handle.get("nbytes")))
 
 
 def read_offer(answer: JsonObject, instance: str) -> EncodedItem:
@@ -69,7 +97,14 @@ def _entry(mm_hash: str, entry: Any, instance: str) -> tuple[EncodedItem, list[i
         raise _unusable(instance, f"gave no usable modality and metadata for {mm_hash}")
     if not isinstance(indices, list) or not all(type(index) is int for index in indices):
         raise _unusable(instance, f"gave no item_indices for {mm_hash}")
-    return EncodedItem(mm_hash, modality, metadata, entry.get("handle")), indices
+    lora = entry.get("lora")
+    return EncodedItem(
+        mm_hash, modality, metadata, entry.get("handle"), lora if isinstance(lora, str) else None
+    ), indices
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and value > 0 else 0
 
 
 def _unusable(instance: str, what: str) -> UpstreamError:

@@ -3,8 +3,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from vllm_epd.router.pools import Ledger
 from vllm_epd.types import InstanceInfo, RoleSet
 
 
@@ -17,12 +18,14 @@ class Instance:
         seen: when it was last heard of.
         outstanding: calls that it has not answered yet.
         suspended: a connection was refused; it is left alone until its next heartbeat.
+        pool: what requests hold of its embedding pool.
     """
 
     info: InstanceInfo
     seen: float
     outstanding: int = 0
     suspended: bool = False
+    pool: Ledger = field(default_factory=Ledger)
 
     @property
     def name(self) -> str:
@@ -44,18 +47,36 @@ class InstanceRegistry:
 
     An instance that leaves, is dropped or is replaced by a new epoch takes no new work; calls in flight
     keep their `Instance` and end as they will.
+
+    Attributes:
+        revision: grows with each change of who is there, what it does, or whether it may be given work.
     """
 
     def __init__(self, clock: Callable[[], float], ttl_s: float) -> None:
         self._clock = clock
         self._ttl_s = ttl_s
         self._instances: dict[str, Instance] = {}
+        self._watchers: list[Callable[[], None]] = []
+        self.revision = 0
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Have `changed` called whenever `revision` has grown."""
+        self._watchers.append(changed)
+
+    def sweep(self) -> None:
+        """Drop those that have not been heard of for too long."""
+        silent = [key for key, each in self._instances.items() if self.age_s(each) > self._ttl_s]
+        for key in silent:
+            del self._instances[key]
+        if silent:
+            self._changed()
 
     def register(self, info: InstanceInfo) -> None:
         """Take in an instance; the same epoch again refreshes it, a new epoch replaces the old one."""
         known = self._instances.get(info.instance_id)
         if known is None or known.info.epoch != info.epoch:
             self._instances[info.instance_id] = Instance(info, self._clock())
+            self._changed()
         else:
             self._refresh(known, info)
 
@@ -86,15 +107,18 @@ class InstanceRegistry:
         if self._find(instance_id, epoch) is None:
             return False
         del self._instances[instance_id]
+        self._changed()
         return True
 
     def suspend(self, instance: Instance) -> None:
         """Give an instance no new work until it reports again."""
-        instance.suspended = True
+        if not instance.suspended:
+            instance.suspended = True
+            self._changed()
 
     def listed(self) -> tuple[Instance, ...]:
         """All that live, in order of registration, suspended ones too."""
-        self._drop_silent()
+        self.sweep()
         return tuple(self._instances.values())
 
     def available(self) -> tuple[Instance, ...]:
@@ -106,16 +130,18 @@ class InstanceRegistry:
         return self._clock() - instance.seen
 
     def _find(self, instance_id: str, epoch: str) -> Instance | None:
-        self._drop_silent()
+        self.sweep()
         known = self._instances.get(instance_id)
         return known if known is not None and known.info.epoch == epoch else None
 
     def _refresh(self, instance: Instance, info: InstanceInfo) -> None:
-        instance.info = info
         instance.seen = self._clock()
-        instance.suspended = False
+        if instance.suspended or instance.info != info:
+            instance.info = info
+            instance.suspended = False
+            self._changed()
 
-    def _drop_silent(self) -> None:
-        silent = [key for key, each in self._instances.items() if self.age_s(each) > self._ttl_s]
-        for key in silent:
-            del self._instances[key]
+    def _changed(self) -> None:
+        self.revision += 1
+        for changed in self._watchers:
+            changed()

@@ -6,9 +6,11 @@ from contextvars import ContextVar
 from aiohttp import web
 
 from vllm_epd.router.context import Services
+from vllm_epd.router.peers import PeerTable
 from vllm_epd.router.pipeline import Pipeline
 
 SERVICES = web.AppKey("services", Services)
+PEERS = web.AppKey("peers", PeerTable)
 PIPELINE = web.AppKey("pipeline", Pipeline)
 
 REQUEST_ID_HEADER = "X-Request-Id"

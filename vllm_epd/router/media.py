@@ -59,12 +59,29 @@ class EncodedItem:
         modality: `image`, `video` or `audio`.
         metadata: what sizes its placeholders.
         handle: where its embedding can be pulled from; None if the encoding instance offers it to nobody.
+        lora: the adapter that the encoding instance applied, None without one.
     """
 
     mm_hash: str
     modality: str
     metadata: JsonObject
     handle: Any = None
+    lora: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InlineData:
+    """The data of a media part that brings it along.
+
+    Attributes:
+        kind: type of the part.
+        text: the data, as a `data:` URL or in base64.
+        options: what is said of it: `format`, `detail` and the like.
+    """
+
+    kind: str
+    text: str
+    options: JsonObject
 
 
 def find_media(messages: Sequence[Any]) -> tuple[MediaPart, ...]:
@@ -83,6 +100,18 @@ def find_media(messages: Sequence[Any]) -> tuple[MediaPart, ...]:
             if (kind := _media_kind(part, where)) is not None:
                 found.append(MediaPart(index, position, _without_uuid(part, kind)))
     return tuple(found)
+
+
+def inline_data(part: JsonObject) -> InlineData | None:
+    """The data of a media part; None where it lies elsewhere, and may be other data tomorrow."""
+    kind = part.get("type") or next(key for key in _KEYS_IN_ORDER if key in part)
+    data = part[MEDIA_KEYS[kind]]
+    field = "data" if kind == "input_audio" else "url"
+    options = data if isinstance(data, dict) else {field: data}
+    text = options[field]
+    if field == "url" and text[:5].lower() != "data:":
+        return None
+    return InlineData(kind, text, {name: value for name, value in options.items() if name != field})
 
 
 def replace_media(messages: Sequence[Any], media: Sequence[MediaPart], items: Sequence[EncodedItem]) -> list[Any]:

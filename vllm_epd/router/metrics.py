@@ -39,6 +39,23 @@ class Metrics:
             ["instance"],
             registry=self._collected,
         )
+        self._embeddings = Counter(
+            f"{_PREFIX}embeddings",
+            "Distinct media parts of requests, by where their embedding came from.",
+            ["source"],
+            registry=self._collected,
+        )
+        self._encode_waiting = Gauge(
+            f"{_PREFIX}encode_waiting",
+            "Requests that wait for room in the pools of encode instances.",
+            registry=self._collected,
+        )
+        self._pool_held = Gauge(
+            f"{_PREFIX}pool_held_bytes",
+            "Bytes that requests hold of an encode instance's pool, embeddings in the making included.",
+            ["instance"],
+            registry=self._collected,
+        )
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:
@@ -50,6 +67,14 @@ class Metrics:
         """Count an answer; 499 stands for a client that went away."""
         self._requests.labels(route, str(status)).inc()
 
+    def encoded(self) -> None:
+        """Count a media part that was encoded."""
+        self._embeddings.labels("encoded").inc()
+
+    def reused(self) -> None:
+        """Count a media part whose embedding an instance still held."""
+        self._embeddings.labels("reused").inc()
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measure a `with` block as time spent in a stage."""
@@ -59,12 +84,16 @@ class Metrics:
         finally:
             self._stages.labels(name).observe(perf_counter() - start)
 
-    def render(self, available: Iterable[Instance]) -> bytes:
-        """All numbers in Prometheus' text format."""
+    def render(self, available: Iterable[Instance], encode_waiting: int) -> bytes:
+        """All numbers in Prometheus' text format, those of other parts of the router as they are now."""
         present = list(available)
         for role in Role:
             self._instances.labels(role.value).set(sum(role in each.info.roles for each in present))
+        self._encode_waiting.set(encode_waiting)
         self._outstanding.clear()
+        self._pool_held.clear()
         for each in present:
             self._outstanding.labels(each.name).set(each.outstanding)
+            if each.info.roles.encode:
+                self._pool_held.labels(each.name).set(each.pool.used)
         return generate_latest(self._collected)

@@ -55,6 +55,12 @@ class Pipeline:
         Raises:
             RequestError: it cannot be served; if `ctx.sink` has started, a part of it was.
         """
+        try:
+            await self._run(ctx)
+        finally:
+            ctx.leases.abandon(ctx.services.encoders.leases.release)
+
+    async def _run(self, ctx: RequestContext) -> None:
         for left in reversed(range(RETRIES + 1)):
             try:
                 with ctx.hold:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How instances come, stay and go: the routes under /epd/instances."""
+"""How instances come, stay, go and learn of each other: the routes under /epd."""
 
+import math
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -9,10 +10,11 @@ from aiohttp import web
 from vllm_epd.errors import BadRequestError, ConfigError
 from vllm_epd.router import jsonio
 from vllm_epd.router.instances import Instance, InstanceRegistry
-from vllm_epd.router.keys import SERVICES
+from vllm_epd.router.keys import PEERS, SERVICES
 from vllm_epd.types import InstanceInfo, RoleSet
 
 _HEARTBEAT_FIELDS = frozenset({"epoch", "roles", "models"})
+_LONGEST_POLL_S = 30.0
 
 
 async def register(request: web.Request) -> web.Response:
@@ -48,6 +50,13 @@ async def list_instances(request: web.Request) -> web.Response:
     return _json({"instances": [_described(registry, each) for each in registry.listed()]})
 
 
+async def list_peers(request: web.Request) -> web.Response:
+    """GET: from whom embeddings may be taken; waits up to `wait_s` for another table than that of `after`."""
+    wait_s = _seconds(request.query.get("wait_s", "0"))
+    table = await request.app[PEERS].after(request.query.get("after"), min(wait_s, _LONGEST_POLL_S))
+    return _json(table)
+
+
 def _registry(request: web.Request) -> InstanceRegistry:
     return request.app[SERVICES].registry
 
@@ -76,6 +85,16 @@ def _epoch(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise BadRequestError("`epoch` must be a non-empty string", param="epoch")
     return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise BadRequestError(f"`wait_s` must be a number of seconds, got {text!r}", param="wait_s")
+    return seconds
 
 
 def _roles(body: jsonio.JsonObject) -> RoleSet | None:
@@ -110,4 +129,5 @@ ROUTES = (
     web.get("/epd/instances", list_instances),
     web.put("/epd/instances/{instance_id}", heartbeat),
     web.delete("/epd/instances/{instance_id}", remove),
+    web.get("/epd/peers", list_peers),
 )

@@ -6,23 +6,27 @@ takes away tensors under short locks, the agent's event loop does the rest.
 """
 
 import asyncio
-import contextlib
 import logging
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import msgspec
 import torch
 import zmq
 import zmq.asyncio
 
 from vllm_epd.errors import TransferError
-from vllm_epd.transfer import wire
-from vllm_epd.transfer.base import Transport
+from vllm_epd.transfer.commands import Commands
 from vllm_epd.transfer.fetch import Fetcher
+from vllm_epd.transfer.handshake import Identity
+from vllm_epd.transfer.landings import Landings, Offers, Room
+from vllm_epd.transfer.peers import PeerBook
+from vllm_epd.transfer.pool import PAGE_BYTES
 from vllm_epd.transfer.serve import Server
 from vllm_epd.transfer.store import EmbeddingStore
-from vllm_epd.types import Fingerprint
+from vllm_epd.transfer.tiers import Tiers, TransferMemory, open_tiers
+from vllm_epd.transfer.wire import PoolState, Reply, encode
 
 logger = logging.getLogger(__name__)
 
@@ -32,149 +36,111 @@ class AgentConfig:
     """How one agent runs.
 
     Attributes:
-        epoch: of the instance this agent belongs to.
-        fingerprint: of the instance; peers with another one are refused, both ways.
-        command: ZeroMQ address on which the scheduler half beside it gives commands.
-        listen: ZeroMQ address to serve on; None for an agent that only fetches.
-        pool_bytes: size of the region for what is offered and what is landing.
-        page_bytes: size of its pages.
-        fetch_timeout_s: how long one fetch may take before it fails.
-        pinned: whether the region is page-locked, for copies from and to a device.
+        identity: of the instance this agent belongs to; peers with another secret or fingerprint are refused.
+        command: ZeroMQ address on which the processes of the instance give commands.
+        listen: ZeroMQ address to serve peers on; None for an agent that only fetches.
+        memory: the region for what is offered and what has landed, and what moves it.
+        page_bytes: size of the region's pages.
+        lease_s: how long what is offered waits for its consumer.
+        timeout_s: how long a fetch, or a wait for room, may take before it fails.
     """
 
-    epoch: str
-    fingerprint: Fingerprint
+    identity: Identity
     command: str
     listen: str | None
-    pool_bytes: int
-    page_bytes: int = 64 * 1024
-    fetch_timeout_s: float = 30.0
-    pinned: bool = False
+    memory: TransferMemory
+    page_bytes: int = PAGE_BYTES
+    lease_s: float = 60.0
+    timeout_s: float = 30.0
 
 
 class TransferAgent:
-    """Owns the region, the transport and the event loop of one worker.
+    """Owns the region, the transports and the event loop of one worker.
 
-    `store` is for the model's thread to offer into; `landed` and `drop` are for it to use what has landed.
+    `store` is for the model's thread to offer into, `load` for it to use what has landed.
     """
 
-    def __init__(self, config: AgentConfig, make_transport: Callable[[], Transport]) -> None:
+    store: EmbeddingStore
+    _landings: Landings
+
+    def __init__(self, config: AgentConfig) -> None:
         """Allocate and register the region and start the thread; returns once it serves.
 
         Raises:
-            TransferError: the transport does not start, or an address is taken.
+            TransferError: no transport starts, or an address is taken.
         """
         self._config = config
-        self.store = EmbeddingStore(config.pool_bytes, config.page_bytes, pinned=config.pinned)
-        self._landed: dict[int, torch.Tensor] = {}
-        self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
-        started: _Start = _Start()
-        self._thread = threading.Thread(
-            target=self._run, args=(make_transport, started), name="epd-transfer", daemon=True
-        )
+        started = _Start()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="epd-transfer", daemon=True)
         self._thread.start()
         started.wait()
 
-    def landed(self, landing: int) -> torch.Tensor:
-        """The tensor that has landed as `landing`; it stays until `drop`.
+    def load(self, landing: int, key: str, device: torch.device) -> torch.Tensor:
+        """A copy on `device` of what has landed; counts as one of the loads that `Drop` waits for.
 
         Raises:
-            KeyError: it has not landed, or was dropped.
+            EmbeddingLostError: it has not landed, or was dropped.
         """
-        with self._lock:
-            return self._landed[landing]
-
-    def drop(self, landing: int) -> None:
-        """Forget what has landed as `landing`."""
-        with self._lock:
-            self._landed.pop(landing, None)
+        return self._landings.load(landing, key, device)
 
     def close(self) -> None:
-        """Stop the thread and deregister the region; a second call does nothing."""
+        """Stop the thread and free the region; a second call does nothing."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(timeout=10)
 
-    def _run(self, make_transport: Callable[[], Transport], started: "_Start") -> None:
+    def _run(self, started: "_Start") -> None:
         try:
-            transport = make_transport()
-            transport.register(self.store.region)
+            tiers = open_tiers(self._config.memory)
+            try:
+                self.store = EmbeddingStore(tiers.region, self._config.page_bytes)
+                self._loop.run_until_complete(self._serve(tiers, started))
+            finally:
+                tiers.close()
         except TransferError as error:
             started.failed(error)
-            return
-        try:
-            self._loop.run_until_complete(self._serve(transport, started))
+        except BaseException as error:
+            started.failed(TransferError(f"the agent has ended: {type(error).__name__}: {error}"))
+            raise
         finally:
-            with contextlib.suppress(TransferError):
-                transport.close()
             self._loop.close()
 
-    async def _serve(self, transport: Transport, started: "_Start") -> None:
+    async def _serve(self, tiers: Tiers, started: "_Start") -> None:
         config = self._config
         with zmq.asyncio.Context() as context:
-            server = Server(config.epoch, config.fingerprint, transport, self.store, config.fetch_timeout_s)
-            fetcher = Fetcher(context, config.fingerprint, transport, self.store, config.fetch_timeout_s)
+            peers, room = PeerBook(), Room(self.store)
+            server = Server(config.identity, tiers, self.store, config.timeout_s)
+            fetcher = Fetcher(context, config.identity, tiers, peers, config.timeout_s)
+            self._landings = Landings(self.store, fetcher, room)
+            offers = Offers(self.store, self._landings, room, config.lease_s, config.timeout_s)
+            commands = Commands(
+                self._landings, offers, fetcher, peers, config.timeout_s, self._pool_state(server, tiers)
+            )
             try:
-                commands = _bind(context, config.command)
+                orders = _bind(context, config.command)
                 listener = _bind(context, config.listen) if config.listen else None
             except zmq.ZMQError as error:
                 context.destroy(linger=0)
-                started.failed(TransferError(f"cannot bind {config.listen or config.command}: {error}"))
-                return
+                raise TransferError(f"cannot bind {config.listen or config.command}: {error}") from error
+            logger.info("transfers over %s", ", ".join(tiers.names))
             started.done()
-            tasks = [asyncio.create_task(self._obey(commands, fetcher))]
+            serving = [commands.obey(orders)]
             if listener is not None:
-                tasks += [
-                    asyncio.create_task(_answer(listener, server)),
-                    asyncio.create_task(server.progress()),
-                ]
+                serving += [_answer(listener, server), server.progress()]
+            self._serving = [asyncio.create_task(each) for each in serving]
             await self._stop.wait()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _end_all_tasks()
             await fetcher.close()
             context.destroy(linger=0)
 
-    async def _obey(self, commands: zmq.asyncio.Socket, fetcher: Fetcher) -> None:
-        running: set[asyncio.Task[None]] = set()
-        while True:
-            sender, frame = await commands.recv_multipart()
-            try:
-                command = wire.decode_command(frame)
-            except TransferError as error:
-                logger.error("ignored a command: %s", error)
-                continue
-            task = asyncio.create_task(self._do(command, fetcher, commands, sender))
-            running.add(task)
-            task.add_done_callback(running.discard)
-
-    async def _do(self, command: wire.Command, fetcher: Fetcher, commands: zmq.asyncio.Socket, sender: bytes) -> None:
-        if isinstance(command, wire.Release):
-            await fetcher.acknowledge(command.handle)
-            return
-        report = self.store.state() if isinstance(command, wire.AskPool) else await self._pull(command, fetcher)
-        await commands.send_multipart([sender, wire.encode(report)])
-
-    async def _pull(self, pull: wire.Pull, fetcher: Fetcher) -> wire.Report:
-        try:
-            async with asyncio.timeout(self._config.fetch_timeout_s):
-                tensor = await fetcher.fetch(pull.handle)
-        except TimeoutError:
-            return wire.PullFailed(pull.landing, f"no answer from {pull.handle.peer} in time")
-        except TransferError as error:
-            return wire.PullFailed(pull.landing, str(error))
-        except Exception as error:  # noqa: BLE001  without a report the request would wait for ever
-            logger.exception("fetching %s failed", pull.handle.key)
-            return wire.PullFailed(pull.landing, f"{type(error).__name__}: {error}")
-        with self._lock:
-            self._landed[pull.landing] = tensor
-        return wire.Pulled(pull.landing, tensor.nbytes)
+    def _pool_state(self, server: Server, tiers: Tiers) -> Callable[[], PoolState]:
+        return lambda: msgspec.structs.replace(self.store.state(), refused=server.refused, tiers=tiers.names)
 
 
 async def _answer(listener: zmq.asyncio.Socket, server: Server) -> None:
-    """Serve requests for ever: frames are [identity, request id, message]; an empty id wants no answer."""
+    """Serve requests for ever: frames are [visitor, request id, message]; an empty id wants no answer."""
     running: set[asyncio.Task[None]] = set()
     while True:
         frames = await listener.recv_multipart()
@@ -188,14 +154,22 @@ async def _answer(listener: zmq.asyncio.Socket, server: Server) -> None:
 
 async def _reply(
     listener: zmq.asyncio.Socket,
-    handle: Callable[[bytes, bytes], Awaitable[wire.Reply | None]],
-    identity: bytes,
+    handle: Callable[[bytes, bytes], Awaitable[Reply | None]],
+    visitor: bytes,
     request_id: bytes,
     frame: bytes,
 ) -> None:
-    reply = await handle(identity, frame)
+    reply = await handle(visitor, frame)
     if reply is not None and request_id:
-        await listener.send_multipart([identity, request_id, wire.encode(reply)])
+        await listener.send_multipart([visitor, request_id, encode(reply)])
+
+
+async def _end_all_tasks() -> None:
+    """No read may be on its way any more when the region is freed."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _bind(context: zmq.asyncio.Context, address: str) -> zmq.asyncio.Socket:

@@ -3,91 +3,43 @@
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
 
 import torch
-import zmq
 import zmq.asyncio
 
-from vllm_epd.errors import EmbeddingLostError, PeerError, PoolError, TransferError
+from vllm_epd.errors import EmbeddingLostError, PeerError, StuckReadError, TransferError
 from vllm_epd.transfer import wire
-from vllm_epd.transfer.base import Peer, Transport
+from vllm_epd.transfer.base import Read
+from vllm_epd.transfer.connection import Connection
+from vllm_epd.transfer.handshake import Identity
+from vllm_epd.transfer.peers import PeerBook
 from vllm_epd.transfer.pool import Span
-from vllm_epd.transfer.store import EmbeddingStore, copy_out
-from vllm_epd.types import Fingerprint
+from vllm_epd.transfer.tiers import Tiers
 
 logger = logging.getLogger(__name__)
 
+MAX_DIMS = 64
+"""Torch's own limit; the product of more would only cost time."""
 READ_POLL_S = 0.0002
-ROOM_POLL_S = 0.001
+DRAIN_S = 10.0
+SPIN_S = 0.001
+"""How long a read is polled without a pause: a small one is over before a timer would ring."""
+
+_Place = tuple[str, int]
+"""Epoch and rank of a producer."""
 
 
-class Connection:
-    """One producer: a control socket, answers matched to questions, and its remote region after the Hello."""
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What the bytes of a fetched embedding are."""
 
-    def __init__(self, context: zmq.asyncio.Context, address: str) -> None:
-        """Connect the socket; nothing is said yet.
-
-        Raises:
-            PeerError: `address` is no ZeroMQ address.
-        """
-        self.address = address
-        self._socket = context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        try:
-            self._socket.connect(address)
-        except zmq.ZMQError as error:
-            self._socket.close()
-            raise PeerError(f"{address!r} is no address of a peer: {error}") from error
-        self._ids = itertools.count(1)
-        self._waiting: dict[bytes, asyncio.Future[wire.Reply]] = {}
-        self._reader = asyncio.create_task(self._read())
-        self.remote: Peer | None = None
-
-    async def ask(self, request: wire.Request) -> wire.Reply:
-        """Send `request` and wait for its answer; the caller sets the time limit.
-
-        Raises:
-            PeerError: the producer refuses.
-        """
-        request_id = str(next(self._ids)).encode()
-        future: asyncio.Future[wire.Reply] = asyncio.get_running_loop().create_future()
-        self._waiting[request_id] = future
-        try:
-            await self._socket.send_multipart([request_id, wire.encode(request)])
-            reply = await future
-        finally:
-            del self._waiting[request_id]
-        if isinstance(reply, wire.Refused):
-            raise PeerError(f"{self.address} refused: {reply.reason}")
-        return reply
-
-    async def tell(self, request: wire.Request) -> None:
-        """Send `request`, which has no answer."""
-        await self._socket.send_multipart([b"", wire.encode(request)])
-
-    async def close(self) -> None:
-        """Close the socket and forget the remote region."""
-        self._reader.cancel()
-        await asyncio.gather(self._reader, return_exceptions=True)
-        self._socket.close()
-        if self.remote is not None:
-            with contextlib.suppress(TransferError):
-                self.remote.close()
-
-    async def _read(self) -> None:
-        while True:
-            frames = await self._socket.recv_multipart()
-            future = self._waiting.get(frames[0]) if len(frames) == 2 else None
-            if future is None or future.done():
-                continue
-            try:
-                future.set_result(wire.decode_reply(frames[1]))
-            except TransferError as error:
-                future.set_exception(error)
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 class Fetcher:
@@ -96,133 +48,176 @@ class Fetcher:
     def __init__(
         self,
         context: zmq.asyncio.Context,
-        fingerprint: Fingerprint,
-        transport: Transport,
-        store: EmbeddingStore,
+        identity: Identity,
+        tiers: Tiers,
+        peers: PeerBook,
         timeout_s: float,
     ) -> None:
-        """Land reads in pages of `store`, whose region `transport` has registered."""
+        """Connect, as `identity`, to those in `peers`; `timeout_s` bounds the handshake with each."""
         self._context = context
-        self._fingerprint = fingerprint
-        self._transport = transport
-        self._store = store
+        self._identity = identity
+        self._tiers = tiers
+        self._peers = peers
         self._timeout_s = timeout_s
-        self._connections: dict[tuple[str, str], asyncio.Task[Connection]] = {}
+        self._connections: dict[_Place, asyncio.Task[Connection]] = {}
 
-    async def fetch(self, handle: wire.EmbeddingHandle) -> torch.Tensor:
-        """Bring one embedding into host memory.
+    async def fetch(self, handle: wire.EmbeddingHandle, local: Sequence[Span]) -> Fetched:
+        """Bring the bytes of one embedding to `local`, as long as it is; the caller sets the time limit.
 
         Raises:
-            TransferError: the producer is gone, foreign, or does not hold it any more.
+            EmbeddingLostError: the producer does not hold it any more.
+            TransferError: the producer is gone, foreign or not registered.
         """
-        connection = await self._connect(handle)
-        asked_at = time.monotonic()
+        connection, asked_at, granted = await self._granted(handle)
         try:
-            reply = await connection.ask(wire.Fetch(handle.key))
-        except (TimeoutError, asyncio.CancelledError):
-            await self._disconnect(handle)
-            raise
-        if isinstance(reply, wire.Lost):
-            raise EmbeddingLostError(f"{handle.peer}: {reply.reason}")
-        if not isinstance(reply, wire.Granted):
-            raise PeerError(f"{handle.peer} answered Fetch with {type(reply).__name__}")
-        try:
-            tensor = await self._read(connection, reply)
+            fetched = _described(granted, handle.nbytes)
+            with connection.reading([Span(*span) for span in granted.spans], local) as read:
+                await _carry_out(read)
         finally:
-            await connection.tell(wire.Done(reply.grant))
-        if time.monotonic() - asked_at >= reply.grant_s:
-            raise EmbeddingLostError(f"the grant of {reply.grant_s:.0f} s ended before the read did")
-        return tensor
+            with contextlib.suppress(PeerError):
+                await connection.tell(wire.Done(granted.grant))
+        if time.monotonic() - asked_at >= granted.grant_s:
+            raise EmbeddingLostError(f"the grant of {granted.grant_s:.1f} s ended before the read did")
+        return fetched
 
     async def acknowledge(self, handle: wire.EmbeddingHandle) -> None:
         """Give the lease of `handle` back; a producer that is gone needs no telling."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                await (await self._connect(handle)).tell(wire.Acknowledge(handle.lease))
+                await (await self._connect((handle.epoch, handle.rank))).tell(wire.Acknowledge(handle.lease))
         except (TimeoutError, TransferError) as error:
             logger.info("lease %s is left to run out: %s", handle.lease, error)
 
+    async def forget_strangers(self) -> None:
+        """Let go of those that are not registered any more, and of their memory."""
+        for place, connection in self._connected():
+            if place[0] not in self._peers:
+                await self._disconnect(place, connection)
+
     async def close(self) -> None:
         """Close all connections."""
-        for task in self._connections.values():
+        greeting = [task for task in self._connections.values() if not task.done()]
+        for task in greeting:
             task.cancel()
-        for result in await asyncio.gather(*self._connections.values(), return_exceptions=True):
-            if isinstance(result, Connection):
-                await result.close()
-        self._connections.clear()
+        await asyncio.gather(*greeting, return_exceptions=True)
+        for place, connection in self._connected():
+            await self._disconnect(place, connection)
 
-    async def _connect(self, handle: wire.EmbeddingHandle) -> Connection:
-        place = (handle.peer, handle.epoch)
-        if place not in self._connections:
-            self._connections[place] = asyncio.create_task(self._greet(*place))
+    async def _granted(self, handle: wire.EmbeddingHandle) -> tuple[Connection, float, wire.Granted]:
+        """The producer's leave to read, on a new connection where it does not know the old one any more."""
+        place = (handle.epoch, handle.rank)
+        known = place in self._connections
+        connection = await self._connect(place)
+        asked_at = time.monotonic()
         try:
-            return await asyncio.shield(self._connections[place])
-        except TransferError:
-            self._connections.pop(place, None)
-            raise
+            reply = await connection.fetch(handle.key)
+        except PeerError:
+            await self._disconnect(place, connection)
+            if not known:
+                raise
+            connection = await self._connect(place)
+            asked_at = time.monotonic()
+            reply = await connection.fetch(handle.key)
+        if isinstance(reply, wire.Lost):
+            raise EmbeddingLostError(f"{connection.address}: {reply.reason}")
+        return connection, asked_at, reply
 
-    async def _disconnect(self, handle: wire.EmbeddingHandle) -> None:
-        task = self._connections.pop((handle.peer, handle.epoch), None)
-        if task is not None and task.done() and not task.cancelled() and task.exception() is None:
-            await task.result().close()
+    async def _connect(self, place: _Place) -> Connection:
+        if place not in self._connections:
+            task = self._connections[place] = asyncio.create_task(self._greeted(*place))
+            task.add_done_callback(lambda task: self._forget_failed(place, task))
+        return await asyncio.shield(self._connections[place])
 
-    async def _greet(self, address: str, epoch: str) -> Connection:
+    def _forget_failed(self, place: _Place, task: asyncio.Task[Connection]) -> None:
+        if not _succeeded(task) and self._connections.get(place) is task:
+            del self._connections[place]
+
+    def _connected(self) -> list[tuple[_Place, Connection]]:
+        return [(place, task.result()) for place, task in self._connections.items() if _succeeded(task)]
+
+    async def _disconnect(self, place: _Place, connection: Connection) -> None:
+        """Close `connection`, and leave alone a newer one in its place."""
+        if (place, connection) in self._connected():
+            del self._connections[place]
+        await connection.close()
+
+    async def _greeted(self, epoch: str, rank: int) -> Connection:
+        address = await self._peers.address(epoch, rank)
         connection = Connection(self._context, address)
         try:
             async with asyncio.timeout(self._timeout_s):
-                reply = await connection.ask(
-                    wire.Hello(
-                        version=wire.WIRE_VERSION,
-                        epoch=epoch,
-                        fingerprint=self._fingerprint.to_mapping(),
-                        transport=self._transport.name,
-                    )
-                )
-            connection.remote = self._accept(address, reply)
+                await connection.greet(self._identity, epoch, self._tiers)
+            if epoch not in self._peers:
+                raise PeerError(f"the instance of epoch {epoch!r} is not registered any more")
         except BaseException as error:
             await connection.close()
             if isinstance(error, TimeoutError):
                 raise PeerError(f"no answer from {address} within {self._timeout_s:.0f} s") from error
+            if isinstance(error, TransferError):
+                logger.warning("no connection to %s: %s", address, error)
             raise
+        logger.info("connected to %s over %s", address, connection.tier)
         return connection
 
-    def _accept(self, address: str, reply: wire.Reply) -> Peer:
-        if not isinstance(reply, wire.Welcome):
-            raise PeerError(f"{address} answered Hello with {type(reply).__name__}")
-        if differences := self._fingerprint.differences(Fingerprint.from_mapping(reply.fingerprint)):
-            raise PeerError(f"{address} has another fingerprint: {'; '.join(differences)}")
-        return self._transport.connect(reply.description)
 
-    async def _read(self, connection: Connection, granted: wire.Granted) -> torch.Tensor:
-        assert connection.remote is not None
-        remote = [Span(*span) for span in granted.spans]
-        hold, local = await self._hold(sum(span.length for span in remote))
+def _succeeded(task: asyncio.Task[Connection]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
+
+
+async def _carry_out(read: Read) -> None:
+    """Return once all bytes have landed, or, when that fails or is cancelled, once no more will.
+
+    Raises:
+        StuckReadError: bytes may still land at any time.
+    """
+    try:
+        await _completed(read)
+    except TransferError:
+        read.close()
+        raise
+    except BaseException:
+        await _drain(read)
+        raise
+    read.close()
+
+
+async def _completed(read: Read) -> None:
+    """Poll without keeping the event loop from others."""
+    spin_until = time.monotonic() + SPIN_S
+    while not read.poll():
+        pause = 0.0 if read.works_in_poll or time.monotonic() < spin_until else READ_POLL_S
+        await asyncio.sleep(pause)
+
+
+async def _drain(read: Read) -> None:
+    """End a read that nobody waits for any more."""
+    if not read.works_in_poll:
         try:
-            read = self._transport.read(connection.remote, remote, local)
-            try:
-                while not read.poll():
-                    await asyncio.sleep(READ_POLL_S)
-            finally:
-                read.close()
-            return _to_tensor(self._store.region, local, granted)
-        finally:
-            self._store.forget(hold)
-
-    async def _hold(self, nbytes: int) -> tuple[str, tuple[Span, ...]]:
-        while True:
-            try:
-                return self._store.hold(nbytes, wait_s=0.0)
-            except PoolError:
-                if nbytes > self._store.region.numel():
-                    raise
-                await asyncio.sleep(ROOM_POLL_S)
+            async with asyncio.timeout(DRAIN_S):
+                await _completed(read)
+        except TimeoutError as error:
+            raise StuckReadError(f"a read was given up and has not ended within {DRAIN_S:.0f} s") from error
+        except TransferError as error:
+            logger.info("a read that was given up failed: %s", error)
+    read.close()
 
 
-def _to_tensor(region: torch.Tensor, local: Sequence[Span], granted: wire.Granted) -> torch.Tensor:
-    dtype = getattr(torch, granted.dtype, None)
+def _described(granted: wire.Granted, nbytes: int) -> Fetched:
+    """What is granted, if it is the embedding that was announced.
+
+    Raises:
+        PeerError: it is not, or makes no sense.
+    """
+    dtype = vars(torch).get(granted.dtype)
     if not isinstance(dtype, torch.dtype):
         raise PeerError(f"unknown dtype {granted.dtype!r}")
-    try:
-        return copy_out(region, local, granted.shape, dtype)
-    except RuntimeError as error:
-        raise PeerError(f"shape {granted.shape} of {granted.dtype} does not match its bytes") from error
+    size = sum(length for _, length in granted.spans)
+    if size != nbytes:
+        raise PeerError(f"an embedding of {nbytes} bytes was announced, {size} are offered")
+    if not granted.grant_s > 0:
+        raise PeerError(f"a grant of {granted.grant_s} s")
+    if len(granted.shape) > MAX_DIMS:
+        raise PeerError(f"a shape of {len(granted.shape)} dimensions")
+    if any(extent < 0 for extent in granted.shape) or prod(granted.shape) * dtype.itemsize != size:
+        raise PeerError(f"shape {granted.shape} of {granted.dtype} does not match {size} bytes")
+    return Fetched(tuple(granted.shape), dtype)

@@ -5,55 +5,80 @@ NIXL's progress thread spins: it takes a core per process whether bytes move or 
 itself instead, while a read is on its way.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 from uuid import uuid4
 
 import msgspec
-import torch
 
 from vllm_epd.errors import PeerError, TransferError
-from vllm_epd.transfer.base import Peer, Read, Transport, pair_spans
+from vllm_epd.transfer.base import Peer, Read, Transport, check_bounds, pair_spans
 from vllm_epd.transfer.pool import Span
+from vllm_epd.transfer.region import Region
 
 T = TypeVar("T")
 
 
-class _Description(msgspec.Struct, frozen=True):
-    agent: bytes
+class _Place(msgspec.Struct, frozen=True):
+    """Where a region lies, and what NIXL calls that kind of memory."""
+
     base: int
     nbytes: int
     device: int
     memory: str
 
 
+class _Description(msgspec.Struct, frozen=True):
+    agent: bytes
+    place: _Place
+
+
 class NixlPeer(Peer):
     """A remote agent whose region can be read."""
 
-    def __init__(self, agent: Any, name: str, description: _Description) -> None:
-        self._agent = agent
-        self.name = name
-        self.description = description
-        self._open = True
+    def __init__(self, name: str, place: _Place, forget: Callable[[], None]) -> None:
+        """`forget` is called once, when the peer is closed."""
+        self._name = name
+        self._forget: Callable[[], None] | None = forget
+        self.place = place
+
+    @property
+    def name(self) -> str:
+        """By which the local agent knows it."""
+        if self._forget is None:
+            raise TransferError("the peer is closed")
+        return self._name
 
     def close(self) -> None:
-        if self._open:
-            self._open = False
-            _guard("forget a peer", lambda: self._agent.remove_remote_agent(self.name))
+        if self._forget is not None:
+            forget, self._forget = self._forget, None
+            forget()
 
 
 class NixlRead(Read):
     """One READ; NIXL makes progress when it is polled."""
 
     def __init__(self, agent: Any, handle: Any) -> None:
+        """Start the READ prepared as `handle`."""
         self._agent = agent
         self._handle = handle
+        try:
+            self._state = _guard("start a read", lambda: agent.transfer(handle))
+            self._check_state()
+        except TransferError:
+            self.close()
+            raise
 
     def poll(self) -> bool:
-        state = _guard("poll a read", lambda: self._agent.check_xfer_state(self._handle))
-        if state not in ("DONE", "PROC"):
-            raise TransferError(f"NIXL READ ended in state {state!r}")
-        return bool(state == "DONE")
+        if self._state != "DONE":
+            self._state = _guard("poll a read", lambda: self._agent.check_xfer_state(self._handle))
+            self._check_state()
+        return bool(self._state == "DONE")
+
+    def _check_state(self) -> None:
+        if self._state not in ("DONE", "PROC"):
+            raise TransferError(f"NIXL READ ended in state {self._state!r}")
 
     def close(self) -> None:
         if self._handle is not None:
@@ -78,92 +103,80 @@ class NixlTransport(Transport):
         config = _guard("configure NIXL", lambda: nixl_agent_config(enable_prog_thread=False, backends=[backend]))
         self._agent: Any = _guard(f"start NIXL with {backend}", lambda: nixl_agent(f"epd-{uuid4().hex}", config))
         self._backend = backend
-        self._region: torch.Tensor | None = None
         self._registered: Any = None
+        self._own: _Place | None = None
+        self._connections: Counter[str] = Counter()
+        self._closed = False
 
-    def register(self, region: torch.Tensor) -> None:
-        if self._region is not None:
+    def register(self, region: Region) -> None:
+        if self._own is not None or self._closed:
             raise TransferError("a NixlTransport registers one region, once")
-        if region.dtype != torch.uint8 or region.dim() != 1 or not region.is_contiguous():
-            raise TransferError("a region is a contiguous uint8 tensor of one dimension")
+        memory = "VRAM" if region.on_device else "DRAM"
         self._registered = _guard(
-            "register a region", lambda: self._agent.register_memory(region, backends=[self._backend])
+            f"register {region.nbytes} bytes of {memory} memory with {self._backend}",
+            lambda: self._agent.register_memory(region.tensor, backends=[self._backend]),
         )
-        self._region = region
+        self._own = _Place(region.tensor.data_ptr(), region.nbytes, region.device_index, memory)
 
     def describe(self) -> bytes:
-        region = self._own_region()
-        return msgspec.msgpack.encode(
-            _Description(
-                agent=_guard("describe the agent", self._agent.get_agent_metadata),
-                base=region.data_ptr(),
-                nbytes=region.numel(),
-                device=_device_id(region),
-                memory=_memory(region),
-            )
-        )
+        place = self._own_place()
+        agent = _guard("describe the agent", self._agent.get_agent_metadata)
+        return msgspec.msgpack.encode(_Description(agent, place))
 
     def connect(self, description: bytes) -> Peer:
+        self._own_place()
         try:
             remote = msgspec.msgpack.decode(description, type=_Description)
         except msgspec.DecodeError as error:
             raise PeerError(f"the peer's NIXL description does not decode: {error}") from error
-        name = _guard("connect to a peer", lambda: self._agent.add_remote_agent(remote.agent))
-        return NixlPeer(self._agent, name.decode() if isinstance(name, bytes) else str(name), remote)
+        try:
+            added = _guard("connect to a peer", lambda: self._agent.add_remote_agent(remote.agent))
+        except TransferError as error:
+            raise PeerError(str(error)) from error
+        name = added.decode() if isinstance(added, bytes) else str(added)
+        self._connections[name] += 1
+        return NixlPeer(name, remote.place, lambda: self._forget(name))
 
     def read(self, peer: Peer, remote: Sequence[Span], local: Sequence[Span]) -> Read:
         if not isinstance(peer, NixlPeer):
             raise TransferError(f"a NixlTransport reads from its own peers, not from {type(peer).__name__}")
-        own, there = self._own_region(), peer.description
-        _check_bounds(remote, there.nbytes)
-        _check_bounds(local, own.numel())
+        own, there = self._own_place(), peer.place
+        check_bounds(remote, there.nbytes)
+        check_bounds(local, own.nbytes)
         pairs = pair_spans(remote, local)
-        handle = _guard(
-            "prepare a read",
-            lambda: self._agent.initialize_xfer(
-                "READ",
-                self._descriptors(own.data_ptr(), _device_id(own), _memory(own), [pair[1] for pair in pairs]),
-                self._descriptors(there.base, there.device, there.memory, [pair[0] for pair in pairs]),
-                peer.name,
-            ),
-        )
-        read = NixlRead(self._agent, handle)
-        if _guard("start a read", lambda: self._agent.transfer(handle)) not in ("DONE", "PROC"):
-            read.close()
-            raise TransferError(f"NIXL could not start a READ of {len(pairs)} descriptors from {peer.name}")
-        return read
+        handle = _guard("prepare a read", lambda: self._prepare(own, peer, pairs))
+        return NixlRead(self._agent, handle)
 
     def progress(self) -> None:
         _guard("make progress", self._agent.get_new_notifs)
 
     def close(self) -> None:
+        self._closed = True
         if self._registered is not None:
             registered, self._registered = self._registered, None
             _guard("deregister a region", lambda: self._agent.deregister_memory(registered))
-            self._region = None
+            self._own = None
 
-    def _own_region(self) -> torch.Tensor:
-        if self._region is None:
+    def _prepare(self, own: _Place, peer: NixlPeer, pairs: Sequence[tuple[Span, Span]]) -> Any:
+        there = peer.place
+        local = [(own.base + here.offset, here.length, own.device) for _, here in pairs]
+        remote = [(there.base + far.offset, far.length, there.device) for far, _ in pairs]
+        describe = self._agent.get_xfer_descs
+        return self._agent.initialize_xfer(
+            "READ", describe(local, mem_type=own.memory), describe(remote, mem_type=there.memory), peer.name
+        )
+
+    def _forget(self, name: str) -> None:
+        """NIXL knows an agent once, however often it was connected to."""
+        self._connections[name] -= 1
+        if not self._connections[name]:
+            del self._connections[name]
+            _guard("forget a peer", lambda: self._agent.remove_remote_agent(name))
+
+    def _own_place(self) -> _Place:
+        if self._own is None:
             raise TransferError("register a region first")
-        return self._region
-
-    def _descriptors(self, base: int, device: int, memory: str, spans: Sequence[Span]) -> Any:
-        rows = [(base + span.offset, span.length, device) for span in spans]
-        return self._agent.get_xfer_descs(rows, mem_type=memory)
-
-
-def _check_bounds(spans: Sequence[Span], nbytes: int) -> None:
-    for span in spans:
-        if span.offset < 0 or span.length <= 0 or span.offset + span.length > nbytes:
-            raise TransferError(f"{span} lies outside a region of {nbytes} bytes")
-
-
-def _device_id(region: torch.Tensor) -> int:
-    return region.device.index or 0 if region.is_cuda else 0
-
-
-def _memory(region: torch.Tensor) -> str:
-    return "VRAM" if region.is_cuda else "DRAM"
+        return self._own
 
 
 def _guard(what: str, call: Callable[[], T]) -> T:

@@ -6,10 +6,19 @@ bytes.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vllm_epd.errors import EmbeddingLostError, PoolError
+
+PAGE_BYTES = 64 * 1024
+"""Size of the pages of an instance's pool."""
+
+
+def whole_pages(nbytes: int, page_bytes: int = PAGE_BYTES) -> int:
+    """The bytes of the pages that `nbytes` take up."""
+    return -(-nbytes // page_bytes) * page_bytes
 
 
 class Span(NamedTuple):
@@ -47,6 +56,8 @@ class PagedPool:
         self._free = list(range(self.num_pages - 1, -1, -1))
         self._items: OrderedDict[str, _Item] = OrderedDict()
         self._pins: dict[str, _Pin] = {}
+        self.evicted = 0
+        self.expired = 0
 
     @property
     def capacity_bytes(self) -> int:
@@ -63,8 +74,34 @@ class PagedPool:
         """Number of items that a lease or a grant holds."""
         return sum(bool(item.pins) for item in self._items.values())
 
+    @property
+    def pinned_bytes(self) -> int:
+        """The size of the items that a lease or a grant holds."""
+        return sum(item.nbytes for item in self._items.values() if item.pins)
+
+    def has_room(self, sizes: Iterable[int], now: float) -> bool:
+        """Whether items of these sizes in bytes fit beside what is pinned."""
+        self.expire(now)
+        evictable = sum(len(item.pages) for item in self._items.values() if not item.pins)
+        return sum(self._pages(nbytes) for nbytes in sizes) <= len(self._free) + evictable
+
+    def nbytes(self, key: str) -> int:
+        """The size of `key`.
+
+        Raises:
+            EmbeddingLostError: `key` is not held.
+        """
+        return self._held(key).nbytes
+
+    def is_pinned(self, key: str) -> bool:
+        """Whether a lease or a grant holds `key`."""
+        return key in self._items and bool(self._items[key].pins)
+
     def __contains__(self, key: str) -> bool:
         return key in self._items
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._items))
 
     def __len__(self) -> int:
         return len(self._items)
@@ -83,7 +120,7 @@ class PagedPool:
             )
         if key in self._items:
             raise PoolError(f"{key!r} is held already")
-        wanted = -(-nbytes // self.page_bytes)
+        wanted = self._pages(nbytes)
         if not self._make_room(wanted, now):
             return None
         pages = tuple(sorted(self._free.pop() for _ in range(wanted)))
@@ -113,18 +150,22 @@ class PagedPool:
 
         Raises:
             EmbeddingLostError: `key` is not held.
+            PoolError: the id pins another item.
         """
-        self._held(key).pins.add(pin_id)
+        item = self._held(key)
+        if pin_id in self._pins and self._pins[pin_id].key != key:
+            raise PoolError(f"pin {pin_id!r} holds another item already")
+        item.pins.add(pin_id)
         self._items.move_to_end(key)
         self._pins[pin_id] = _Pin(key, deadline)
 
-    def unpin(self, pin_id: str) -> bool:
-        """Let go of a pin; False when there is none of that id (a repeated or late acknowledgement)."""
+    def unpin(self, pin_id: str) -> str | None:
+        """Let go of a pin; the key it held, None when there is none of that id (a repeated or late acknowledgement)."""
         pin = self._pins.pop(pin_id, None)
         if pin is None:
-            return False
+            return None
         self._items[pin.key].pins.discard(pin_id)
-        return True
+        return pin.key
 
     def remove(self, key: str) -> None:
         """Forget `key` with its pins, if it is held."""
@@ -139,6 +180,7 @@ class PagedPool:
         late = [pin_id for pin_id, pin in self._pins.items() if pin.deadline <= now]
         for pin_id in late:
             self.unpin(pin_id)
+        self.expired += len(late)
         return len(late)
 
     def _make_room(self, wanted: int, now: float) -> bool:
@@ -149,7 +191,11 @@ class PagedPool:
             if len(self._free) >= wanted:
                 break
             self.remove(key)
+            self.evicted += 1
         return len(self._free) >= wanted
+
+    def _pages(self, nbytes: int) -> int:
+        return -(-nbytes // self.page_bytes)
 
     def _held(self, key: str) -> _Item:
         item = self._items.get(key)

@@ -4,101 +4,118 @@
 import asyncio
 import logging
 import time
+from collections import OrderedDict
+from dataclasses import dataclass
 from uuid import uuid4
 
-from vllm_epd.errors import ConfigError, EmbeddingLostError, TransferError
+from vllm_epd.errors import EmbeddingLostError, PeerError, TransferError
 from vllm_epd.transfer import wire
-from vllm_epd.transfer.base import Transport
+from vllm_epd.transfer.handshake import Identity
 from vllm_epd.transfer.store import EmbeddingStore, StoredItem
-from vllm_epd.types import Fingerprint
+from vllm_epd.transfer.tiers import Tiers
 
 logger = logging.getLogger(__name__)
 
 WRITE_POLL_S = 0.0005
 PROGRESS_S = 0.0005
+MAX_PEERS = 4096
+"""Connections remembered; one that is pushed out, or that ZeroMQ has silently renewed, says Hello again."""
+
+
+@dataclass(slots=True)
+class _Visitor:
+    """One connection: what was said on it, and whether it has been let in."""
+
+    hello: wire.Hello
+    challenge: wire.Challenge
+    admitted: bool = False
 
 
 class Server:
-    """Answers consumers of one producer. A consumer is known after its Hello; before it, nothing is given out."""
+    """Answers the consumers of one producer. Before a consumer has proved who it is, nothing is given out."""
 
-    def __init__(
-        self,
-        epoch: str,
-        fingerprint: Fingerprint,
-        transport: Transport,
-        store: EmbeddingStore,
-        grant_s: float,
-    ) -> None:
-        """Serve `store` over `transport`; a grant lasts `grant_s` seconds."""
-        self._epoch = epoch
-        self._fingerprint = fingerprint
-        self._transport = transport
+    def __init__(self, identity: Identity, tiers: Tiers, store: EmbeddingStore, grant_s: float) -> None:
+        """Serve `store` over `tiers`; a grant lasts `grant_s` seconds."""
+        self._identity = identity
+        self._tiers = tiers
         self._store = store
         self._grant_s = grant_s
-        self._known: set[bytes] = set()
-        self._grants: dict[str, float] = {}
+        self._visitors: OrderedDict[bytes, _Visitor] = OrderedDict()
+        self._grants: dict[str, tuple[str, float]] = {}
         self._reading = asyncio.Event()
+        self.refused = 0
 
-    async def handle(self, identity: bytes, frame: bytes) -> wire.Reply | None:
-        """Answer one message of the peer `identity`; None where none is due."""
+    async def handle(self, visitor: bytes, frame: bytes) -> wire.Reply | None:
+        """Answer one message of the connection `visitor`; None where none is due."""
         try:
             request = wire.decode_request(frame)
-        except TransferError as error:
-            return self._refuse(str(error))
-        if isinstance(request, wire.Hello):
-            return self._greet(identity, request)
-        if identity not in self._known:
-            return self._refuse("say Hello first")
+            if isinstance(request, wire.Hello):
+                return self._greet(visitor, request)
+            if isinstance(request, wire.Proof):
+                return self._admit(visitor, request)
+            if not (visitor in self._visitors and self._visitors[visitor].admitted):
+                raise PeerError("say Hello first")
+        except (TransferError, ValueError, RecursionError) as error:
+            return self._refuse(visitor, str(error))
+        self._visitors.move_to_end(visitor)
         if isinstance(request, wire.Fetch):
-            return await self._grant(request.key)
+            return await self._grant(request)
         if isinstance(request, wire.Done):
-            self._grants.pop(request.grant, None)
-            self._store.release(request.grant)
+            if self._grants.pop(request.grant, None) is not None:
+                self._store.release(request.grant)
         else:
-            self._store.release(request.lease)
+            self._store.end_lease(request.lease)
         return None
 
     async def progress(self) -> None:
-        """Drive the transport for ever, but only while a grant is out."""
+        """Drive the transports for ever, but only while a grant is out."""
         while True:
             await self._reading.wait()
-            self._transport.progress()
+            for tier in {tier for tier, _ in self._grants.values()}:
+                self._progress(tier)
             now = time.monotonic()
-            self._grants = {grant: end for grant, end in self._grants.items() if end > now}
+            self._grants = {grant: (tier, end) for grant, (tier, end) in self._grants.items() if end > now}
             if not self._grants:
                 self._reading.clear()
             await asyncio.sleep(PROGRESS_S)
 
-    def _greet(self, identity: bytes, hello: wire.Hello) -> wire.Reply:
-        if hello.version != wire.WIRE_VERSION:
-            return self._refuse(f"wire version {hello.version}, this instance speaks {wire.WIRE_VERSION}")
-        if hello.epoch != self._epoch:
-            return self._refuse(f"epoch {hello.epoch} is over, the instance was restarted as {self._epoch}")
-        if hello.transport != self._transport.name:
-            return self._refuse(f"transport {hello.transport!r}, this instance moves bytes by {self._transport.name!r}")
+    def _progress(self, tier: str) -> None:
         try:
-            theirs = Fingerprint.from_mapping(hello.fingerprint)
-        except ConfigError as error:
-            return self._refuse(str(error))
-        if differences := self._fingerprint.differences(theirs):
-            return self._refuse(f"fingerprints differ: {'; '.join(differences)}")
-        self._known.add(identity)
-        return wire.Welcome(
-            version=wire.WIRE_VERSION,
-            epoch=self._epoch,
-            fingerprint=self._fingerprint.to_mapping(),
-            transport=self._transport.name,
-            description=self._transport.describe(),
-        )
+            self._tiers.progress(tier)
+        except TransferError as error:
+            logger.warning("a peer's read over %s may fail: %s", tier, error)
 
-    async def _grant(self, key: str) -> wire.Reply:
-        grant = uuid4().hex
+    def _greet(self, visitor: bytes, hello: wire.Hello) -> wire.Reply:
+        challenge = self._identity.challenge(hello)
+        self._visitors[visitor] = _Visitor(hello, challenge)
+        self._visitors.move_to_end(visitor)
+        while len(self._visitors) > MAX_PEERS:
+            self._visitors.popitem(last=False)
+        return challenge
+
+    def _admit(self, visitor: bytes, proof: wire.Proof) -> wire.Reply:
+        known = self._visitors.get(visitor)
+        if known is None:
+            raise PeerError("say Hello first")
+        self._identity.admit(known.hello, known.challenge, proof)
+        welcome = wire.Welcome(
+            epoch=self._identity.epoch,
+            fingerprint=self._identity.fingerprint.to_mapping(),
+            tiers=self._tiers.offers(known.hello.tiers),
+        )
+        known.admitted = True
+        return welcome
+
+    async def _grant(self, fetch: wire.Fetch) -> wire.Reply:
+        if fetch.tier not in self._tiers.names:
+            return wire.Lost(f"no transport {fetch.tier!r} here")
+        grant = f"grant-{uuid4().hex}"
         try:
-            item = self._store.grant(key, grant, self._grant_s)
+            item = self._store.grant(fetch.key, grant, self._grant_s)
         except EmbeddingLostError as error:
             return wire.Lost(str(error))
         await _written(item)
-        self._grants[grant] = time.monotonic() + self._grant_s
+        self._grants[grant] = (fetch.tier, time.monotonic() + self._grant_s)
         self._reading.set()
         return wire.Granted(
             grant=grant,
@@ -108,7 +125,9 @@ class Server:
             grant_s=self._grant_s,
         )
 
-    def _refuse(self, reason: str) -> wire.Refused:
+    def _refuse(self, visitor: bytes, reason: str) -> wire.Refused:
+        self._visitors.pop(visitor, None)
+        self.refused += 1
         logger.warning("refused a peer: %s", reason)
         return wire.Refused(reason)
 

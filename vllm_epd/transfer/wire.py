@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages between two transfer agents, and between an agent and the scheduler half beside it.
+"""Messages between two transfer agents, and between an agent and the processes of its own instance.
 
 msgspec only, versioned, nothing executable. A frame that does not decode is an error of the sender's, never of the
 reader's process.
@@ -13,58 +13,109 @@ from vllm_epd.errors import TransferError
 
 T = TypeVar("T")
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 
 class EmbeddingHandle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where an embedding can be fetched; travels through the router as an opaque JSON object.
+    """Which embedding can be fetched from whom; travels through the router as an opaque JSON object.
+
+    It names the producer and holds no address: that is looked up among the registered instances.
 
     Attributes:
         version: `WIRE_VERSION` of the producer.
         key: content key of the embedding.
         lease: id of the lease that keeps it for this consumer; acknowledged once.
-        peer: ZeroMQ address of the producer's agent.
-        epoch: epoch of the producer; another epoch at that address is another instance.
-        nbytes: size in bytes, 0 when the producer did not know it in advance.
+        epoch: epoch of the producer; a restarted instance is another one.
+        rank: which of the producer's agents holds it (its data-parallel rank).
+        nbytes: size in bytes.
     """
 
     version: int
     key: str
     lease: str
-    peer: str
     epoch: str
-    nbytes: int = 0
+    rank: int
+    nbytes: int
+
+
+# Between agents: what a consumer sends.
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
-    """Consumer to producer, first on a connection."""
+    """First on a connection: who the consumer is and whom it expects.
+
+    Attributes:
+        version: `WIRE_VERSION` of the consumer.
+        producer: epoch that the consumer expects to meet.
+        consumer: the consumer's own epoch.
+        fingerprint: of the consumer, `Fingerprint.to_mapping()`.
+        tiers: names of the transports that it can read over.
+        nonce: random bytes that the producer proves the shared secret over.
+    """
 
     version: int
-    epoch: str
+    producer: str
+    consumer: str
     fingerprint: dict[str, str]
-    transport: str
+    tiers: list[str]
+    nonce: bytes
+
+
+class Proof(msgspec.Struct, frozen=True, tag=True):
+    """The consumer knows the shared secret: an HMAC over what both sides have said."""
+
+    mac: bytes
+
+
+class Fetch(msgspec.Struct, frozen=True, tag=True):
+    """Ask for a grant to read `key` over the transport `tier`."""
+
+    key: str
+    tier: str
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """The read under `grant` is over; no answer."""
+
+    grant: str
+
+
+class Acknowledge(msgspec.Struct, frozen=True, tag=True):
+    """The consumer needs the lease no more, having read or not; no answer."""
+
+    lease: str
+
+
+# Between agents: what a producer answers.
+
+
+class Challenge(msgspec.Struct, frozen=True, tag=True):
+    """The producer knows the shared secret, and asks for the consumer's proof over `nonce`."""
+
+    version: int
+    nonce: bytes
+    mac: bytes
+
+
+class Tier(msgspec.Struct, frozen=True):
+    """One way to read from the producer: a transport and what it needs to connect."""
+
+    name: str
+    description: bytes
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):
-    """The producer accepts; `description` is what its transport needs to be read from."""
+    """The producer accepts the consumer."""
 
-    version: int
     epoch: str
     fingerprint: dict[str, str]
-    transport: str
-    description: bytes
+    tiers: list[Tier]
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
     """The producer does not talk to this consumer, and why."""
 
     reason: str
-
-
-class Fetch(msgspec.Struct, frozen=True, tag=True):
-    """Ask for a grant to read `key`."""
-
-    key: str
 
 
 class Granted(msgspec.Struct, frozen=True, tag=True):
@@ -83,62 +134,141 @@ class Lost(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-class Done(msgspec.Struct, frozen=True, tag=True):
-    """The read under `grant` is over; no answer."""
-
-    grant: str
-
-
-class Acknowledge(msgspec.Struct, frozen=True, tag=True):
-    """The consumer needs the lease no more, having read or not; no answer."""
-
-    lease: str
+# Within an instance: commands to an agent.
 
 
 class Pull(msgspec.Struct, frozen=True, tag=True):
-    """Scheduler half to its own agents: bring this embedding here, to be known as `landing`."""
+    """Bring this embedding here and keep it as `landing`."""
 
     landing: int
     handle: EmbeddingHandle
 
 
-class Pulled(msgspec.Struct, frozen=True, tag=True):
-    """An agent to its scheduler half: the embedding is here, `nbytes` long."""
+class Wanted(msgspec.Struct, frozen=True):
+    """One item that a request wants offered: room for `nbytes` under `lease`, or `landing` if it is held already."""
 
     landing: int
+    key: str
+    lease: str
     nbytes: int
 
 
+class Reserve(msgspec.Struct, frozen=True, tag=True):
+    """Make room for all items of a request at once; answered when there is."""
+
+    items: list[Wanted]
+
+
+class Drop(msgspec.Struct, frozen=True, tag=True):
+    """`landing` is needed no more, once it has been loaded `loads` times."""
+
+    landing: int
+    loads: int
+
+
+class Release(msgspec.Struct, frozen=True, tag=True):
+    """Acknowledge the lease of this handle to its producer."""
+
+    handle: EmbeddingHandle
+
+
+class Withdraw(msgspec.Struct, frozen=True, tag=True):
+    """End these leases of this agent's own: nobody will come for them."""
+
+    leases: list[str]
+
+
+class TakeLease(msgspec.Struct, frozen=True, tag=True):
+    """Lease `key` to one more consumer, if it is held."""
+
+    key: str
+    lease: str
+
+
+class SetPeers(msgspec.Struct, frozen=True, tag=True):
+    """The instances registered at the router: the addresses of their agents by epoch, in order of rank."""
+
+    addresses: dict[str, list[str]]
+
+
+class AskPool(msgspec.Struct, frozen=True, tag=True):
+    """How full is the region, and what has passed through it?"""
+
+
+# Within an instance: reports of an agent.
+
+
+class Pulled(msgspec.Struct, frozen=True, tag=True):
+    """The embedding is here."""
+
+    landing: int
+
+
 class PullFailed(msgspec.Struct, frozen=True, tag=True):
-    """An agent to its scheduler half: it cannot be had."""
+    """It cannot be had."""
 
     landing: int
     reason: str
 
 
-class Release(msgspec.Struct, frozen=True, tag=True):
-    """Scheduler half to one of its agents: acknowledge the lease of this handle to its producer."""
+class Reserved(msgspec.Struct, frozen=True, tag=True):
+    """There is room for the request whose first item is `landing`; those in `held` are here already."""
 
-    handle: EmbeddingHandle
+    landing: int
+    held: list[int]
 
 
-class AskPool(msgspec.Struct, frozen=True, tag=True):
-    """Anyone beside an agent: how full is its region?"""
+class ReserveFailed(msgspec.Struct, frozen=True, tag=True):
+    """There is no room for the request whose first item is `landing`."""
+
+    landing: int
+    reason: str
+
+
+class LeaseTaken(msgspec.Struct, frozen=True, tag=True):
+    """Answer to TakeLease: the size of the item, None where it is not held."""
+
+    nbytes: int | None
 
 
 class PoolState(msgspec.Struct, frozen=True, tag=True):
-    """An agent's region: bytes in all and in free pages; items held, and those that a lease or a grant holds."""
+    """An agent's region now, and counts since its start.
+
+    Attributes:
+        capacity_bytes: of all pages.
+        free_bytes: in pages that belong to no item.
+        items: embeddings held.
+        pinned: those among them that a lease, a grant or a landing holds.
+        pinned_bytes: the size of these.
+        hits: embeddings wanted that were held already.
+        encoded: embeddings put in by this instance's encoder.
+        fetched: embeddings brought in from peers.
+        fetched_bytes: the size of these.
+        evicted: embeddings that made room for others.
+        expired: leases and grants that ran out.
+        refused: peers that were not let in.
+        tiers: transports that started, best first.
+    """
 
     capacity_bytes: int
     free_bytes: int
     items: int
     pinned: int
+    pinned_bytes: int
+    hits: int
+    encoded: int
+    fetched: int
+    fetched_bytes: int
+    evicted: int
+    expired: int
+    refused: int = 0
+    tiers: list[str] = []
 
 
-Request = Hello | Fetch | Done | Acknowledge
-Reply = Welcome | Refused | Granted | Lost
-Command = Pull | Release | AskPool
-Report = Pulled | PullFailed | PoolState
+Request = Hello | Proof | Fetch | Done | Acknowledge
+Reply = Challenge | Welcome | Refused | Granted | Lost
+Command = Pull | Reserve | Drop | Release | Withdraw | TakeLease | SetPeers | AskPool
+Report = Pulled | PullFailed | Reserved | ReserveFailed | LeaseTaken | PoolState
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
@@ -154,6 +284,7 @@ def encode(message: Request | Reply | Command | Report) -> bytes:
 
 def decode_request(data: bytes) -> Request:
     """Read what a consumer sends; TransferError when it is none of its messages."""
+    _check_version(data)
     return _decode(_requests, data)
 
 
@@ -163,7 +294,7 @@ def decode_reply(data: bytes) -> Reply:
 
 
 def decode_command(data: bytes) -> Command:
-    """Read what a scheduler half sends; TransferError when it is none of its messages."""
+    """Read what an agent is told by its own instance; TransferError when it is none of these messages."""
     return _decode(_commands, data)
 
 
@@ -184,7 +315,28 @@ def handle_from_json(data: Any) -> EmbeddingHandle:
         raise TransferError(f"bad embedding handle: {error}") from error
     if handle.version != WIRE_VERSION:
         raise TransferError(f"embedding handle of wire version {handle.version}, expected {WIRE_VERSION}")
+    if handle.rank < 0 or handle.nbytes <= 0:
+        raise TransferError(f"bad embedding handle: rank {handle.rank}, {handle.nbytes} bytes")
     return handle
+
+
+class _AnyHello(msgspec.Struct, tag="Hello"):
+    """A Hello of whatever version."""
+
+    version: int
+
+
+_any_hello = msgspec.msgpack.Decoder(_AnyHello)
+
+
+def _check_version(data: bytes) -> None:
+    """A Hello of another version does not decode as one of this; say why."""
+    try:
+        version = _any_hello.decode(data).version
+    except msgspec.DecodeError:
+        return
+    if version != WIRE_VERSION:
+        raise TransferError(f"wire version {version}, this instance speaks {WIRE_VERSION}")
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:

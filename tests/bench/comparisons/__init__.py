@@ -4,7 +4,8 @@
 from tests.bench.comparisons.base import Comparison, Row
 from tests.bench.comparisons.single import against_single
 from tests.bench.comparisons.stock import against_stock
+from tests.bench.comparisons.transfer import against_memcpy, against_nixl
 
-COMPARISONS: tuple[Comparison, ...] = (against_stock, against_single)
+COMPARISONS: tuple[Comparison, ...] = (against_stock, against_single, against_nixl, against_memcpy)
 
 __all__ = ["COMPARISONS", "Comparison", "Row"]

@@ -1,24 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scheduler halves, with requests and a line to the agents that are made here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from vllm_epd.connectors.desk import Desk
 from vllm_epd.connectors.ec_scheduler import ConsumerHalf, ProducerHalf, describe
+from vllm_epd.connectors.landing import Drop
 from vllm_epd.connectors.metadata import Load, Offer
 from vllm_epd.transfer import wire
 
+ROW_BYTES = 8
+LENGTH = 10
+
 
 class FakeLink:
-    """Records commands; the test says what lands."""
+    """Records commands; the test says what is reported."""
 
     def __init__(self) -> None:
         self.pulled: list[tuple[int, str]] = []
         self.released: list[str] = []
-        self.reports: list[wire.Pulled | wire.PullFailed] = []
+        self.reserved: list[list[wire.Wanted]] = []
+        self.withdrawn: list[str] = []
+        self.dropped: list[Drop] = []
+        self.reports: list[Any] = []
 
     def pull(self, landing: int, handle: wire.EmbeddingHandle) -> None:
         self.pulled.append((landing, handle.key))
@@ -26,27 +34,44 @@ class FakeLink:
     def release(self, handle: wire.EmbeddingHandle) -> None:
         self.released.append(handle.lease)
 
-    def poll(self) -> list[wire.Pulled | wire.PullFailed]:
+    def reserve(self, items: Sequence[wire.Wanted]) -> None:
+        self.reserved.append(list(items))
+
+    def withdraw(self, landing: int, leases: Sequence[str]) -> None:
+        self.withdrawn += leases
+
+    def drop(self, drop: Drop) -> None:
+        self.dropped.append(drop)
+
+    def poll(self) -> list[Any]:
         reports, self.reports = self.reports, []
         return reports
 
-    def close(self) -> None:
-        pass
-
 
 def handle(key: str, **changes: Any) -> dict[str, Any]:
-    fields = {"version": wire.WIRE_VERSION, "key": key, "lease": f"lease-{key}", "peer": "tcp://h:1", "epoch": "e"}
+    fields = {"version": wire.WIRE_VERSION, "key": key, "lease": f"lease-{key}", "epoch": "e", "rank": 0, "nbytes": 8}
     return {"handle": fields | changes}
 
 
-def request(name: str, keys: str, params: Mapping[str, Any] | None = None, length: int = 10) -> SimpleNamespace:
-    """One item of `length` tokens per letter of `keys`, one after the other."""
+def request(
+    name: str, keys: str, params: Mapping[str, Any] | None = None, status: str = "FINISHED_LENGTH_CAPPED"
+) -> SimpleNamespace:
+    """One item of `LENGTH` tokens per letter of `keys`, one after the other."""
     features = [
-        SimpleNamespace(identifier=key, mm_position=SimpleNamespace(offset=index * length, length=length))
+        SimpleNamespace(
+            identifier=key,
+            mm_position=SimpleNamespace(offset=index * LENGTH, length=LENGTH, get_num_embeds=lambda: LENGTH - 1),
+        )
         for index, key in enumerate(keys)
     ]
     given = {key: handle(key) for key in keys} if params is None else params
-    return SimpleNamespace(request_id=name, mm_features=features, ec_transfer_params=given)
+    return SimpleNamespace(
+        request_id=name,
+        mm_features=features,
+        ec_transfer_params=given,
+        status=SimpleNamespace(name=status),
+        lora_request=None,
+    )
 
 
 @pytest.fixture
@@ -55,34 +80,70 @@ def link() -> FakeLink:
 
 
 @pytest.fixture
-def consumer(link: FakeLink) -> ConsumerHalf:
-    return ConsumerHalf(link, idle_bytes=0, tower=False)  # type: ignore[arg-type]
+def desk(link: FakeLink) -> Desk:
+    return Desk(link)  # type: ignore[arg-type]
 
 
-def test_a_request_waits_until_all_it_needs_is_here(consumer: ConsumerHalf, link: FakeLink) -> None:
+@pytest.fixture
+def consumer(desk: Desk) -> ConsumerHalf:
+    return ConsumerHalf(desk, capacity_bytes=100, tower=False)
+
+
+@pytest.fixture
+def producer(desk: Desk) -> ProducerHalf:
+    return ProducerHalf(desk, "epoch", 2, ROW_BYTES, reuse=True)
+
+
+def finish(desk: Desk, half: ConsumerHalf | ProducerHalf, asked: SimpleNamespace) -> Any:
+    """In the order in which the connector does it."""
+    result = half.finish(asked)  # type: ignore[arg-type]
+    desk.leave(asked.request_id)
+    return result
+
+
+def test_a_request_waits_until_all_it_needs_is_here(consumer: ConsumerHalf, desk: Desk, link: FakeLink) -> None:
     asked = request("r", "ab")
     assert not consumer.available(asked, 0)
-    assert link.pulled == [(0, "a"), (1, "b")]
-    link.reports = [wire.Pulled(0, 8)]
+    assert sorted(key for _, key in link.pulled) == ["a", "b"]
+    number = {key: landing for landing, key in link.pulled}
+    link.reports = [wire.Pulled(number["a"])]
+    desk.collect()
     assert not consumer.available(asked, 0)
-    link.reports = [wire.Pulled(1, 8)]
+    assert link.released == ["lease-a"], "the producer may let go of what is here"
+    link.reports = [wire.Pulled(number["b"])]
+    desk.collect()
     assert consumer.available(asked, 0)
-    assert link.pulled == [(0, "a"), (1, "b")], "nothing is fetched twice"
-    consumer.load("a")
-    consumer.load("b")
-    assert consumer.step_loads() == (Load("a", 0), Load("b", 1))
-    assert consumer.step_loads() == ()
+    assert len(link.pulled) == 2, "nothing is fetched twice"
+    desk.book.load("a")
+    assert desk.take_loads() == (Load("a", number["a"]),)
+    finish(desk, consumer, asked)
+    assert sorted(link.released) == ["lease-a", "lease-b"]
+    assert set(link.dropped) == {Drop(number["a"], 1), Drop(number["b"], 0)}
 
 
 def test_what_the_prefix_cache_covers_is_not_fetched_but_its_lease_is_given_back(
-    consumer: ConsumerHalf, link: FakeLink
+    consumer: ConsumerHalf, desk: Desk, link: FakeLink
 ) -> None:
     asked = request("r", "ab")
-    assert not consumer.available(asked, 10)
-    assert link.pulled == [(0, "b")]
-    assert consumer.available(request("s", "a"), 10)
-    consumer.finish(asked)
+    assert not consumer.available(asked, LENGTH)
+    assert [key for _, key in link.pulled] == ["b"]
+    assert consumer.available(request("s", "a"), LENGTH)
+    finish(desk, consumer, asked)
     assert sorted(link.released) == ["lease-a", "lease-b"]
+
+
+def test_what_the_kv_cache_has_taken_in_is_let_go_and_fetched_again_after_a_preemption(
+    consumer: ConsumerHalf, desk: Desk, link: FakeLink
+) -> None:
+    asked = request("r", "a")
+    consumer.available(asked, 0)
+    link.reports = [wire.Pulled(0)]
+    desk.collect()
+    assert consumer.available(asked, 0)
+    assert consumer.available(asked, LENGTH)
+    assert link.dropped == [Drop(0, 0)]
+    assert not consumer.available(asked, 0)
+    assert link.pulled == [(0, "a"), (1, "a")]
 
 
 def test_leases_of_a_request_that_was_never_considered_are_given_back(consumer: ConsumerHalf, link: FakeLink) -> None:
@@ -90,15 +151,17 @@ def test_leases_of_a_request_that_was_never_considered_are_given_back(consumer: 
     assert link.released == ["lease-a"]
 
 
-def test_one_failed_embedding_fails_one_request(consumer: ConsumerHalf, link: FakeLink) -> None:
+def test_one_failed_embedding_fails_one_request(consumer: ConsumerHalf, desk: Desk, link: FakeLink) -> None:
     bad, good = request("bad", "a"), request("good", "b")
     consumer.available(bad, 0)
     consumer.available(good, 0)
-    link.reports = [wire.PullFailed(0, "gone"), wire.Pulled(1, 8)]
+    link.reports = [wire.PullFailed(0, "gone"), wire.Pulled(1)]
+    desk.collect()
     assert not consumer.available(bad, 0)
     assert consumer.available(good, 0)
-    assert consumer.take_unavailable() == {"bad"}
-    assert consumer.take_unavailable() == set()
+    assert desk.has_given_up("bad")
+    assert desk.take_unavailable() == {"bad"}
+    assert desk.take_unavailable() == set()
 
 
 @pytest.mark.parametrize(
@@ -108,54 +171,131 @@ def test_one_failed_embedding_fails_one_request(consumer: ConsumerHalf, link: Fa
         {"a": {"handle": {"key": "a"}}},
         {"a": "nonsense"},
         {"a": handle("b")["handle"]},
-        {"a": handle("a", version=99)},
+        {"a": handle("a", version=1)},
+        {"a": handle("a", rank=-1)},
+        {"a": handle("a", nbytes=0)},
+        {"a": handle("a", peer="tcp://10.0.0.1:1")},
+        {"a": handle("a", nbytes=101)},
     ],
 )
 def test_without_a_usable_handle_and_without_an_encoder_the_request_fails(
-    consumer: ConsumerHalf, params: dict[str, Any]
+    consumer: ConsumerHalf, desk: Desk, link: FakeLink, params: dict[str, Any]
 ) -> None:
     asked = request("r", "a", params)
     assert not consumer.available(asked, 0)
-    assert consumer.take_unavailable() == {"r"}
-    consumer.finish(asked)
+    assert desk.take_unavailable() == {"r"}
+    assert link.pulled == []
+    finish(desk, consumer, asked)
 
 
-def test_an_instance_with_an_encoder_encodes_what_has_no_handle(link: FakeLink) -> None:
-    consumer = ConsumerHalf(link, idle_bytes=0, tower=True)  # type: ignore[arg-type]
+def test_an_instance_with_an_encoder_encodes_what_has_no_handle(desk: Desk) -> None:
+    consumer = ConsumerHalf(desk, 100, tower=True)
     assert consumer.available(request("r", "a", {}), 0)
-    assert not consumer.has("a")
+    assert not desk.book.is_ready("a")
 
 
 def test_a_request_that_is_past_its_items_needs_no_handles(consumer: ConsumerHalf) -> None:
-    assert consumer.available(request("decode", "a", {}), 10)
+    assert consumer.available(request("decode", "a", {}), LENGTH)
 
 
-def test_drops_come_after_the_last_user(consumer: ConsumerHalf, link: FakeLink) -> None:
+def test_drops_come_after_the_last_user(consumer: ConsumerHalf, desk: Desk, link: FakeLink) -> None:
     first, second = request("first", "a"), request("second", "a")
     consumer.available(first, 0)
     consumer.available(second, 0)
-    link.reports = [wire.Pulled(0, 8)]
+    link.reports = [wire.Pulled(0)]
+    desk.collect()
     consumer.available(first, 0)
-    consumer.finish(first)
-    assert consumer.step_drops() == ()
-    consumer.finish(second)
-    assert consumer.step_drops() == (0,)
+    finish(desk, consumer, first)
+    assert link.dropped == []
+    finish(desk, consumer, second)
+    assert link.dropped == [Drop(0, 0)]
 
 
-def test_a_producer_offers_only_what_the_router_asks_for_and_only_when_scheduled() -> None:
-    producer = ProducerHalf("epoch", "tcp://h:1")
-    offered, plain = request("o", "aba", {"epd": {"offer": True}}), request("p", "c", {})
-    producer.note(offered)
-    producer.note(plain)
+OFFER = {"epd": {"offer": True}}
+
+
+def test_a_request_waits_for_room_for_all_its_distinct_items(
+    producer: ProducerHalf, desk: Desk, link: FakeLink
+) -> None:
+    asked = request("r", "aba", OFFER)
+    assert not producer.available(asked)
+    assert not producer.available(asked)
+    (items,) = link.reserved
+    assert [(item.key, item.lease, item.nbytes) for item in items] == [("a", "r:0", 72), ("b", "r:1", 72)]
+    link.reports = [wire.Reserved(items[0].landing, [])]
+    desk.collect()
+    assert producer.available(asked)
+    assert not desk.book.is_ready("a"), "it is to be encoded"
+
+
+def test_what_the_pool_holds_is_loaded_instead_of_encoded(producer: ProducerHalf, desk: Desk, link: FakeLink) -> None:
+    asked = request("r", "ab", OFFER)
+    producer.available(asked)
+    first, second = link.reserved[0]
+    link.reports = [wire.Reserved(first.landing, [second.landing])]
+    desk.collect()
+    assert producer.available(asked)
+    assert not desk.book.is_ready("a")
+    assert desk.book.is_ready("b")
+    desk.book.load("b")
+    finish(desk, producer, asked)
+    assert link.dropped == [Drop(second.landing, 1)]
+
+
+def test_where_not_every_worker_can_load_it_is_encoded_again(desk: Desk, link: FakeLink) -> None:
+    producer = ProducerHalf(desk, "epoch", 0, ROW_BYTES, reuse=False)
+    producer.available(request("r", "a", OFFER))
+    (item,) = link.reserved[0]
+    link.reports = [wire.Reserved(item.landing, [item.landing])]
+    desk.collect()
+    assert not desk.book.is_ready("a")
+    assert link.dropped == [Drop(item.landing, 0)]
+
+
+def test_without_room_one_request_fails(producer: ProducerHalf, desk: Desk, link: FakeLink) -> None:
+    asked = request("r", "a", OFFER)
+    producer.available(asked)
+    link.reports = [wire.ReserveFailed(link.reserved[0][0].landing, "no room")]
+    desk.collect()
+    assert not producer.available(asked)
+    assert desk.take_unavailable() == {"r"}
+
+
+def test_offers_go_with_the_step_and_handles_to_whoever_asked(
+    producer: ProducerHalf, desk: Desk, link: FakeLink
+) -> None:
+    offered, plain = request("o", "aba", OFFER), request("p", "c", {})
+    producer.available(offered)
+    assert producer.available(plain)
     assert producer.step_offers({"p": 1}) == ()
     assert producer.step_offers({"o": 1, "p": 1}) == (Offer("a", "o:0"), Offer("b", "o:1"))
-    given = producer.finish(offered)
+    given = finish(desk, producer, offered)
     assert set(given) == {"a", "b"}
     assert wire.handle_from_json(given["a"]["handle"]) == wire.EmbeddingHandle(
-        wire.WIRE_VERSION, "a", "o:0", "tcp://h:1", "epoch"
+        wire.WIRE_VERSION, "a", "o:0", "epoch", 2, 72
     )
-    assert producer.finish(plain) == {}
+    assert "lora" not in given["a"]
+    assert finish(desk, producer, plain) == {}
     assert producer.step_offers({"o": 1}) == ()
+    assert link.withdrawn == []
+
+
+def test_handles_say_which_adapter_they_were_made_for(producer: ProducerHalf, desk: Desk) -> None:
+    asked = request("o", "a", OFFER)
+    asked.lora_request = SimpleNamespace(lora_path="/adapters/one")
+    producer.available(asked)
+    assert finish(desk, producer, asked)["a"]["lora"] == "/adapters/one"
+
+
+@pytest.mark.parametrize("status", ["FINISHED_ABORTED", "FINISHED_ERROR"])
+def test_nobody_comes_for_what_an_aborted_request_was_to_offer(
+    producer: ProducerHalf, desk: Desk, link: FakeLink, status: str
+) -> None:
+    asked = request("o", "ab", OFFER, status)
+    producer.available(asked)
+    assert finish(desk, producer, asked) == {}
+    assert link.withdrawn == ["o:0", "o:1"]
+    desk.collect()
 
 
 @pytest.mark.parametrize(

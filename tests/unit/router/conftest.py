@@ -77,6 +77,7 @@ class Cluster:
         self.session = session
         self.clock = clock
         self.app = create_app(config, clock)
+        self._headers = {"Authorization": f"Bearer {config.token}"} if config.token else {}
         self._runner = web.AppRunner(self.app, handler_cancellation=True, shutdown_timeout=0.1)
         self._fakes = []
         self.url = ""
@@ -90,24 +91,52 @@ class Cluster:
         await self._runner.cleanup()
         for fake in self._fakes:
             await fake.stop()
+            assert fake.overruns == [], "more was put into the pool than it holds"
 
     async def add(self, letters, **kwargs):
         """Start an instance and register it."""
         fake = FakeInstance(letters, **kwargs)
         await fake.start()
         self._fakes.append(fake)
-        answer = await self.call("POST", "/epd/instances", fake.info().to_mapping())
-        assert answer.status == 200
+        await self.register(fake)
         return fake
+
+    async def register(self, fake):
+        """Have an instance describe itself as it is now."""
+        answer = await self.call("POST", "/epd/instances", fake.info().to_mapping(), headers=self._headers)
+        assert answer.status == 200
+
+    async def remove(self, fake):
+        """Have an instance leave."""
+        path = f"/epd/instances/{fake.instance_id}?epoch={fake.epoch}"
+        assert (await self.call("DELETE", path, headers=self._headers)).status == 204
 
     async def up(self, *letters):
         """Start and register an instance for each of `letters`."""
         return [await self.add(each) for each in letters]
 
+    @property
+    def registry(self):
+        return self.app[SERVICES].registry
+
     def instance(self, fake):
         """What the router knows of an instance."""
-        (found,) = [each for each in self.app[SERVICES].registry.listed() if each.name == fake.instance_id]
+        (found,) = [each for each in self.registry.listed() if each.name == fake.instance_id]
         return found
+
+    async def nothing_held(self):
+        """Wait until no encoder leases anything and the router counts nothing as held."""
+        encoders = [fake for fake in self._fakes if fake.roles.encode]
+        await soon(lambda: not any(fake.leases for fake in encoders))
+        await soon(lambda: not any(each.pool.used or each.outstanding for each in self.registry.listed()))
+        assert self.app[SERVICES].encoders.queue.waiting == 0
+        assert self.app[SERVICES].encoders.leaders == {}
+
+    async def metric(self, name):
+        """The value of one line of the metrics."""
+        shown = (await self.call("GET", "/metrics")).raw.decode()
+        found = [line.split(" ")[-1] for line in shown.splitlines() if line.startswith(f"vllm_epd_router_{name} ")]
+        return float(found[0]) if found else 0.0
 
     async def call(self, method, path, body=None, **kwargs):
         if body is not None:

@@ -14,7 +14,8 @@ async def test_two_whole_groups_are_never_mixed(cluster):
     old = await cluster.up("E", "P", "D")
     new = [await cluster.add(letters, fingerprint=NEWER) for letters in "EPD"]
     for number in range(8):
-        assert (await cluster.chat([CAT], headers={"X-Request-Id": str(number)})).status == 200
+        answer = await cluster.chat([image(f"cat{number}")], headers={"X-Request-Id": str(number)})
+        assert answer.status == 200
     for group in (old, new):
         served = [{seen.request_id.split("-")[0] for seen in each.seen} for each in group]
         assert served[0] == served[1] == served[2]

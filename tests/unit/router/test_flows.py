@@ -55,7 +55,16 @@ async def test_one_image_through_1e1p1d(cluster):
     encode, prefill, decode = await cluster.up("E", "P", "D")
     await cluster.chat([text("see"), CAT], max_tokens=7, temperature=0.5)
     key = item_hash(CAT_URL)
-    handles = {key: {"handle": {"at": encode.instance_id, "key": key}}}
+    handle = {
+        "version": 2,
+        "key": key,
+        "lease": f"{encode.seen[0].request_id}:0",
+        "epoch": "1",
+        "rank": 0,
+        "nbytes": 100,
+        "at": encode.instance_id,
+    }
+    handles = {key: {"handle": handle}}
     parts = [text("see"), {"type": "image_embeds", "image_embeds": grid(CAT_URL), "uuid": key}]
     assert encode.bodies("encode") == [
         {

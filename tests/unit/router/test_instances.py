@@ -106,3 +106,42 @@ def test_work_is_counted_to_its_end_even_if_it_fails(registry):
     with contextlib.suppress(ValueError), instance.busy():
         raise ValueError
     assert instance.outstanding == 0
+
+
+def _comes_back(registry):
+    registry.suspend(registry.listed()[0])
+    registry.heartbeat("a:1", "e1")
+
+
+CHANGES = {
+    "another one comes": (lambda registry: registry.register(B), 1),
+    "it restarts": (lambda registry: registry.register(dataclasses.replace(A, epoch="e2")), 1),
+    "it leaves": (lambda registry: registry.remove("a:1", "e1"), 1),
+    "it says something else": (lambda registry: registry.register(dataclasses.replace(A, agents=("tcp://a",))), 1),
+    "it changes its role": (lambda registry: registry.heartbeat("a:1", "e1", RoleSet.parse("decode")), 1),
+    "it is left alone and comes back": (_comes_back, 2),
+    "it says the same": (lambda registry: registry.register(A), 0),
+    "it lives": (lambda registry: registry.heartbeat("a:1", "e1"), 0),
+    "a stranger leaves": (lambda registry: registry.remove("a:1", "e0"), 0),
+    "nothing": (lambda registry: registry.sweep(), 0),
+}
+
+
+@pytest.mark.parametrize(("change", "times"), CHANGES.values(), ids=CHANGES.keys())
+def test_each_change_is_counted_and_told(registry, change, times):
+    registry.register(A)
+    before, told = registry.revision, []
+    registry.watch(lambda: told.append(registry.revision))
+    change(registry)
+    assert told == [before + each for each in range(1, times + 1)]
+    assert registry.revision == before + times
+
+
+def test_silence_is_noticed_when_it_is_looked_for(registry, clock):
+    registry.register(A)
+    registry.register(B)
+    told = []
+    registry.watch(lambda: told.append(True))
+    clock.now += 6.01
+    registry.sweep()
+    assert told == [True]

@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.router.conftest import image, text
 from vllm_epd.errors import BadRequestError
-from vllm_epd.router.media import EncodedItem, find_media, replace_media, strip_uuids
+from vllm_epd.router.media import EncodedItem, find_media, inline_data, replace_media, strip_uuids
 
 CAT = image("cat")
 URL = {"url": "http://host/x"}
@@ -137,3 +137,22 @@ def test_uuids_are_taken_off_media_that_stays():
     messages = [user({**CAT, "uuid": "mine"}, text("a"))]
     assert strip_uuids(messages, find_media(messages)) == [user(CAT, text("a"))]
     assert messages[0]["content"][0]["uuid"] == "mine"
+
+
+INLINE = {
+    "data": ({"type": "image_url", "image_url": {"url": "data:x", "detail": "low"}}, ("image_url", "data:x", "detail")),
+    "capitals": ({"type": "image_url", "image_url": {"url": "DATA:x"}}, ("image_url", "DATA:x")),
+    "bare": ({"type": "input_image", "image_url": "data:x"}, ("input_image", "data:x")),
+    "no type": ({"audio_url": {"url": "data:x"}}, ("audio_url", "data:x")),
+    "sound": ({"type": "input_audio", "input_audio": {"data": "AA", "format": "w"}}, ("input_audio", "AA", "format")),
+    "bare sound": ({"type": "input_audio", "input_audio": "AA"}, ("input_audio", "AA")),
+    "elsewhere": ({"type": "image_url", "image_url": {"url": "http://host/data:x"}}, None),
+    "a file": ({"type": "video_url", "video_url": {"url": "file:///x"}}, None),
+}
+
+
+@pytest.mark.parametrize(("part", "found"), INLINE.values(), ids=INLINE.keys())
+def test_the_data_that_a_part_brings_along(part, found):
+    (media,) = find_media([{"role": "user", "content": [part]}])
+    data = inline_data(media.part)
+    assert found == (None if data is None else (data.kind, data.text, *data.options))

@@ -7,7 +7,6 @@ from vllm_epd.router.answers import clean_answer, opening_failure, says_nothing
 from vllm_epd.router.client import InstanceAnswer
 from vllm_epd.router.context import RequestContext
 from vllm_epd.router.requests import decode_body
-from vllm_epd.router.sinks import Sink
 from vllm_epd.types import Role
 
 _STAGE = Role.DECODE.value
@@ -38,9 +37,11 @@ class DecodeStep:
             ) as answer:
                 ctx.forget_body()
                 if answer.is_stream:
-                    await _relay(answer, ctx.sink, instance.name)
+                    await _relay(answer, ctx, instance.name)
                 else:
-                    await ctx.sink.body(clean_answer(await answer.read(), _STAGE))
+                    whole = clean_answer(await answer.read(), _STAGE)
+                    _note_prefilled(ctx)
+                    await ctx.sink.body(whole)
         ctx.answered = True
 
 
@@ -50,7 +51,12 @@ def _body(ctx: RequestContext) -> bytes:
     return jsonio.encode(decode_body(ctx.request, ctx.branch, ctx.encoded, ctx.kv))
 
 
-async def _relay(answer: InstanceAnswer, sink: Sink, instance: str) -> None:
+def _note_prefilled(ctx: RequestContext) -> None:
+    if not ctx.planned.splits:
+        ctx.leases.prefilled()
+
+
+async def _relay(answer: InstanceAnswer, ctx: RequestContext, instance: str) -> None:
     """Pass events on unchanged, each as soon as it is whole.
 
     A stream has not begun for the client before it says something: what fails until then gets the status
@@ -64,9 +70,11 @@ async def _relay(answer: InstanceAnswer, sink: Sink, instance: str) -> None:
             if failure := opening_failure(events, instance):
                 raise failure
             held, begun = (events, False) if says_nothing(events) else (b"", bool(events))
+            if begun:
+                _note_prefilled(ctx)
         if events and begun:
-            await sink.events(events)
+            await ctx.sink.events(events)
     if rest := held + splitter.close():
-        await sink.events(rest)
+        await ctx.sink.events(rest)
     if not splitter.done:
         raise UpstreamError(f"{_STAGE} instance {instance} ended its stream too early", stage=_STAGE)

@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Send each media part to one encode instance, several at once."""
+"""Get an embedding for each media part, several at once."""
 
 import asyncio
-import logging
+from functools import partial
 
-from vllm_epd.errors import UpstreamError
 from vllm_epd.router import jsonio
-from vllm_epd.router.answers import decode_answer
 from vllm_epd.router.context import RequestContext
-from vllm_epd.router.embeddings import read_offer
-from vllm_epd.router.failures import UnreachableError
-from vllm_epd.router.instances import Instance
-from vllm_epd.router.media import EncodedItem, MediaPart
-from vllm_epd.router.requests import encode_body
+from vllm_epd.router.encoders import Part
+from vllm_epd.router.media import EncodedItem, MediaPart, inline_data
+from vllm_epd.router.reuse import circumstances, digest
+from vllm_epd.router.steps.settle import settle
 from vllm_epd.router.tasks import all_or_cancel
 from vllm_epd.types import Role
 
-logger = logging.getLogger(__name__)
-
-SERVER_ERROR = 500
+#: Hashing more than this takes long enough for other requests to notice.
+_HASHED_ASIDE = 256 * 2**10
 
 
 class EncodeStep:
-    """Encodes what is not encoded yet; a part that occurs twice in a request is encoded once."""
+    """Waits for room in the encode instances' pools, then settles all parts; a part that occurs twice only once.
+
+    If one part fails, what was done for the others is given back, so that a request never waits for room while it
+    has some.
+    """
 
     name = Role.ENCODE.value
 
@@ -31,54 +31,51 @@ class EncodeStep:
         return ctx.planned.encodes_apart and ctx.encoded is None
 
     async def run(self, ctx: RequestContext) -> None:
-        """Encode all parts at once; the first failure cancels the others."""
-        gate = asyncio.Semaphore(ctx.services.config.fan_out)
-        await all_or_cancel(
-            _encode(ctx, places, gate) for places in _occurrences(ctx.request.media) if places[0] not in ctx.items
-        )
+        """Settle all parts at once; the first failure cancels the others."""
+        shared, config = ctx.services.encoders, ctx.services.config
+        parts = await _distinct(ctx)
+        gate = asyncio.Semaphore(config.fan_out)
+        try:
+            await shared.queue.enter(ctx.planned.group, partial(_admit, ctx, parts), config.timeouts.encode_s)
+            items = await all_or_cancel(settle(ctx, part, gate) for part in parts)
+        except BaseException:
+            ctx.leases.abandon(shared.leases.release)
+            raise
+        finally:
+            for part in parts:
+                shared.close(part)
+        _keep(ctx, parts, items)
         ctx.forget_media()
 
 
-async def _encode(ctx: RequestContext, places: list[int], gate: asyncio.Semaphore) -> None:
-    async with gate:
-        item = await _ask(ctx, places[0])
-    ctx.items.update(dict.fromkeys(places, item))
+def _admit(ctx: RequestContext, parts: list[Part]) -> bool:
+    choose = partial(ctx.services.chooser.pick, Role.ENCODE)
+    return ctx.services.encoders.admit(parts, ctx.serving(), ctx.peers(Role.ENCODE), choose)
 
 
-async def _ask(ctx: RequestContext, place: int) -> EncodedItem:
-    """Have one part encoded; a second time, elsewhere if possible, where the first instance failed at it.
-
-    Encoding changes nothing that a second try could do twice. vLLM itself fails a request now and then and counts on
-    that: when one was aborted on its way, the caches of its two processes disagree about the item of the next one.
-    """
-    body = jsonio.encode(encode_body(ctx.request, ctx.request.media[place]))
-    instance = ctx.pick(Role.ENCODE)
-    try:
-        return await _ask_one(ctx, place, instance, body)
-    except UnreachableError:
-        raise
-    except UpstreamError as error:
-        if error.status < SERVER_ERROR:
-            raise
-        logger.warning("request %s: encoding is tried again: %s", ctx.request_id, error)
-        return await _ask_one(ctx, place, ctx.pick(Role.ENCODE, avoid=instance), body)
+def _keep(ctx: RequestContext, parts: list[Part], items: list[EncodedItem]) -> None:
+    """Note the items; of several parts that turned out to be the same item, prefill is told of one."""
+    by_hash = {item.mm_hash: item for item in items}
+    ctx.leases.drop_unread(by_hash, ctx.services.encoders.leases.release)
+    for part, item in zip(parts, items, strict=True):
+        ctx.items.update(dict.fromkeys(part.places, by_hash[item.mm_hash]))
 
 
-async def _ask_one(ctx: RequestContext, place: int, instance: Instance, body: bytes) -> EncodedItem:
-    with instance.busy():
-        answer = await ctx.services.client.ask(
-            Role.ENCODE, instance, ctx.request.api.value, body, ctx.headers_for(f"-e{place}")
-        )
-    return read_offer(decode_answer(answer, Role.ENCODE.value), instance.name)
+async def _distinct(ctx: RequestContext) -> list[Part]:
+    """The distinct parts, each with its places."""
+    around = circumstances(ctx.request, ctx.planned.group)
+    found: dict[str | bytes, Part] = {}
+    for place, media in enumerate(ctx.request.media):
+        name = await _digest(media, around)
+        part = found.setdefault(name or jsonio.encode(media.part), Part([], name))
+        part.places.append(place)
+    return list(found.values())
 
 
-def _occurrences(media: tuple[MediaPart, ...]) -> list[list[int]]:
-    """The places of each distinct part."""
-    found: list[list[int]] = []
-    for place, each in enumerate(media):
-        same = next((places for places in found if media[places[0]].part == each.part), None)
-        if same is None:
-            found.append([place])
-        else:
-            same.append(place)
-    return found
+async def _digest(media: MediaPart, around: bytes) -> str | None:
+    data = inline_data(media.part)
+    if data is None:
+        return None
+    if len(data.text) > _HASHED_ASIDE:
+        return await asyncio.to_thread(digest, data, around)
+    return digest(data, around)

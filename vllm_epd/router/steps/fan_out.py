@@ -65,6 +65,7 @@ class FanOutStep:
     async def _serve(self, ctx: RequestContext, sink_of: Callable[[Branch], Sink]) -> None:
         prompts = _prompts(ctx)
         ctx.hold.close()  # from here on the calls themselves count
+        ctx.leases.prefills = len(ctx.request.branches)
         gate = asyncio.Semaphore(ctx.services.config.fan_out)
         await all_or_cancel(
             self._branch(ctx, branch, sink_of(branch), prompts[branch.prompt], gate) for branch in ctx.request.branches

@@ -35,6 +35,7 @@ class PrefillStep:
                 body,
                 ctx.headers_for(_suffix(ctx.branch.index)),
             )
+        ctx.leases.prefilled()
         answer = decode_answer(raw, Role.PREFILL.value)
         kv = handed_over(answer, instance.name)
         if route.raw_media and ctx.encoded is None:

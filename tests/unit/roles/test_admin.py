@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an instance answers under /epd, on top of a real transfer agent."""
+
+from argparse import Namespace
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from uuid import uuid4
+
+import httpx
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from fastapi import FastAPI  # noqa: E402
+from prometheus_client import CollectorRegistry, generate_latest  # noqa: E402
+
+from tests.fakes.instance import FINGERPRINT  # noqa: E402
+from vllm_epd.connectors.settings import EmbeddingSettings  # noqa: E402
+from vllm_epd.roles import admin, metrics  # noqa: E402
+from vllm_epd.roles.serve import ATTRIBUTE, Instance  # noqa: E402
+from vllm_epd.transfer.agent import TransferAgent  # noqa: E402
+from vllm_epd.transfer.store import Claim, lease_pin  # noqa: E402
+from vllm_epd.types import TOKEN_ENV, RoleSet  # noqa: E402
+
+LEASES = "/epd/leases"
+RELEASE = "/epd/leases/release"
+TENSOR = torch.arange(64, dtype=torch.float32).view(8, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An instance's routes, its metrics, and the agent behind them."""
+
+    client: httpx.AsyncClient
+    agent: TransferAgent
+    numbers: CollectorRegistry
+
+    async def pinned(self) -> int:
+        return int((await self.client.get("/epd/pool")).json()["pinned"])
+
+
+@pytest.fixture
+def settings() -> EmbeddingSettings:
+    return EmbeddingSettings(uuid4().hex, "127.0.0.1", 0, 2**20, 60.0, 5.0, "shm", "UCX", True)
+
+
+@pytest.fixture
+def agent(settings: EmbeddingSettings) -> Iterator[TransferAgent]:
+    made = TransferAgent(settings.agent_config(FINGERPRINT, 0, 0, torch.device("cpu"), offers=False))
+    made.store.claim([Claim("held", TENSOR.nbytes, lease_pin("first"), 60.0)])
+    made.store.put("held", TENSOR)
+    made.store.end_lease("first")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def served(
+    settings: EmbeddingSettings, agent: TransferAgent, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Served]:
+    numbers = CollectorRegistry()
+    monkeypatch.setattr(metrics, "REGISTRY", numbers)
+    monkeypatch.setattr(admin, "fingerprint_of", lambda config: FINGERPRINT)
+    monkeypatch.setattr(admin, "embedding_row_bytes", lambda config: 32)
+    monkeypatch.delenv(TOKEN_ENV, raising=False)
+    instance = Instance(SimpleNamespace(router=None, advertise=None), RoleSet.parse("encode"), settings.epoch, "h")  # type: ignore[arg-type]
+    args = Namespace(
+        ssl_certfile=None,
+        host="127.0.0.1",
+        port=1,
+        ec_transfer_config=SimpleNamespace(ec_connector_extra_config=settings.to_extra_config()),
+        **{ATTRIBUTE: instance},
+    )
+    parallel = SimpleNamespace(data_parallel_size=1, tensor_parallel_size=1)
+    model = SimpleNamespace(max_model_len=100)
+    engine = SimpleNamespace(
+        vllm_config=SimpleNamespace(parallel_config=parallel, model_config=model), model_config=model
+    )
+    models = SimpleNamespace(
+        base_model_paths=[SimpleNamespace(name="base")],
+        lora_requests={"tuned": SimpleNamespace(lora_path="/adapters/tuned")},
+    )
+    plugin, app = admin.AdminPlugin(), FastAPI()
+    plugin.attach_router(app)
+    await plugin.init_state(engine, SimpleNamespace(openai_serving_models=models), args)  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://instance") as client:
+        yield Served(client, agent, numbers)
+    await plugin.stop()
+
+
+async def test_an_encoder_says_how_much_it_can_hold_and_where_it_offers(served: Served) -> None:
+    info = (await served.client.get("/epd/info")).json()
+    assert info["limits"] == {"max_model_len": 100, "pool_bytes": 2**20, "page_bytes": 65536, "max_item_bytes": 3200}
+    assert len(info["agents"]) == 1
+
+
+async def test_a_lease_on_what_is_held_keeps_it_until_it_is_given_back(
+    served: Served, settings: EmbeddingSettings
+) -> None:
+    answer = await served.client.post(LEASES, json={"key": "held", "lease": "mine", "model": "base"})
+    assert answer.json() == {
+        "handle": {
+            "version": 2,
+            "key": "held",
+            "lease": "mine",
+            "epoch": settings.epoch,
+            "rank": 0,
+            "nbytes": TENSOR.nbytes,
+        }
+    }
+    assert await served.pinned() == 1
+    assert (await served.client.post(RELEASE, json={"leases": ["mine", "unknown"]})).json() == {}
+    assert await served.pinned() == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"key": "gone", "lease": "mine"},
+        {"key": "held", "lease": "mine", "model": "tuned"},
+        {"key": "held", "lease": "mine", "model": "tuned", "lora": "/adapters/older"},
+        {"key": "held", "lease": "mine", "model": "base", "lora": "/adapters/tuned"},
+    ],
+    ids=["not held", "made without the adapter", "made with another one", "made with one"],
+)
+async def test_what_is_not_held_under_these_conditions_is_not_leased(served: Served, body: dict[str, str]) -> None:
+    answer = await served.client.post(LEASES, json=body)
+    assert (answer.status_code, answer.json()) == (200, {"handle": None})
+    assert await served.pinned() == 0
+
+
+async def test_the_adapter_it_was_made_with_may_use_it(served: Served) -> None:
+    body = {"key": "held", "lease": "mine", "model": "tuned", "lora": "/adapters/tuned"}
+    assert (await served.client.post(LEASES, json=body)).json()["handle"] is not None
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        (LEASES, {}, 400),
+        (LEASES, {"key": 1, "lease": "a"}, 400),
+        (LEASES, {"key": "held", "lease": "a", "more": 1}, 400),
+        (LEASES, {"key": "held", "lease": "a", "rank": 3}, 503),
+        (RELEASE, {"leases": "a"}, 400),
+        (RELEASE, {"leases": [], "rank": -1}, 400),
+    ],
+)
+async def test_bad_bodies_are_refused(served: Served, path: str, body: dict[str, object], status: int) -> None:
+    assert (await served.client.post(path, json=body)).status_code == status
+
+
+async def test_leases_are_for_those_who_know_the_token(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_ENV, "secret")
+    body = {"key": "held", "lease": "mine"}
+    assert (await served.client.post(LEASES, json=body)).status_code == 401
+    assert (await served.client.post(RELEASE, json={"leases": ["x"]})).status_code == 401
+    shown = await served.client.post(LEASES, json=body, headers={"Authorization": "Bearer secret"})
+    assert shown.json()["handle"] is not None
+
+
+async def test_the_pool_is_among_the_metrics(served: Served) -> None:
+    await served.client.post(LEASES, json={"key": "held", "lease": "mine"})
+    text = generate_latest(served.numbers).decode()
+    assert 'vllm_epd:embedding_pool_hits_total{engine="0",model_name="base"} 1.0' in text
+    assert 'vllm_epd:embedding_pool_encoded_total{engine="0",model_name="base"} 1.0' in text
+    assert 'vllm_epd:embedding_pool_pinned{engine="0",model_name="base"} 1.0' in text

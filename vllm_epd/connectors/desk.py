@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the scheduler halves and the agents meet: one book, one line, one way for news."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+from vllm_epd.connectors.landing import LandingBook
+from vllm_epd.connectors.link import AgentLink
+from vllm_epd.connectors.metadata import Load
+from vllm_epd.transfer import wire
+
+logger = logging.getLogger(__name__)
+
+OnReserved = Callable[[wire.Reserved | wire.ReserveFailed], None]
+
+
+class Desk:
+    """Shared by the producing and the consuming half of one scheduler."""
+
+    def __init__(self, link: AgentLink) -> None:
+        """Command the agents behind `link`."""
+        self.link = link
+        self.book = LandingBook()
+        self._asked: dict[int, OnReserved] = {}
+        self._unavailable: set[str] = set()
+
+    def pull(self, handle: wire.EmbeddingHandle, request_id: str) -> None:
+        """Have what `handle` names here for a request; once, however many ask."""
+        number = self.book.use(handle.key, request_id)
+        if number is not None:
+            self.link.pull(number, handle)
+
+    def reserve(self, items: Sequence[wire.Wanted], on_reserved: OnReserved) -> None:
+        """Ask for room for `items` together; `on_reserved` gets the answer during a later `collect`."""
+        self._asked[items[0].landing] = on_reserved
+        self.link.reserve(items)
+
+    def withdraw(self, items: Sequence[wire.Wanted]) -> None:
+        """Nobody comes for `items`, whether there is room for them yet or not."""
+        self._asked.pop(items[0].landing, None)
+        self.link.withdraw(items[0].landing, [item.lease for item in items])
+
+    def collect(self) -> None:
+        """Enter what the agents have reported."""
+        for report in self.link.poll():
+            match report:
+                case wire.Pulled():
+                    self.book.landed(report.landing)
+                case wire.PullFailed():
+                    self.book.failed(report.landing, report.reason)
+                case _:
+                    self._asked.pop(report.landing)(report)
+
+    def give_up(self, request_id: str, reason: str) -> None:
+        """A request cannot be served; the scheduler is told with the next step."""
+        logger.error("request %s fails: embedding unavailable: %s", request_id, reason)
+        self._unavailable.add(request_id)
+
+    def has_given_up(self, request_id: str) -> bool:
+        """Whether a request cannot be served."""
+        return request_id in self._unavailable
+
+    def take_unavailable(self) -> set[str]:
+        """Requests that cannot be served; each is told once."""
+        taken, self._unavailable = self._unavailable, set()
+        return taken
+
+    def take_loads(self) -> tuple[Load, ...]:
+        """Loads for this step."""
+        return self.book.take_loads()
+
+    def leave(self, request_id: str) -> None:
+        """A request has ended in whatever way: nothing is held here for it any more."""
+        self._unavailable.discard(request_id)
+        self.book.leave(request_id)
+        self.send_drops()
+
+    def send_drops(self) -> None:
+        """Tell the agents what is needed no more."""
+        for drop in self.book.take_drops():
+            self.link.drop(drop)
+
+    def close(self) -> None:
+        """Close the line to the agents."""
+        self.link.close()

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From whom instances may take embeddings: the transfer agents of all that are registered."""
+
+import asyncio
+import secrets
+from contextlib import suppress
+
+from vllm_epd.router.instances import InstanceRegistry
+from vllm_epd.router.jsonio import JsonObject
+
+
+class PeerTable:
+    """The addresses of all agents by epoch, and a way to wait for their change.
+
+    The version tells this router from an earlier one at the same address, whose counts may have been the same.
+    """
+
+    def __init__(self, registry: InstanceRegistry) -> None:
+        self._registry = registry
+        self._run = secrets.token_hex(8)
+        self._changed = asyncio.Event()
+        self._closed = False
+        registry.watch(self._wake)
+
+    def now(self) -> JsonObject:
+        """The table and its version."""
+        live = self._registry.listed()
+        return {
+            "version": f"{self._run}-{self._registry.revision}",
+            "peers": {each.info.epoch: list(each.info.agents) for each in live if each.info.agents},
+        }
+
+    async def after(self, version: str | None, wait_s: float) -> JsonObject:
+        """The table, once it is another than that of `version` or `wait_s` have passed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while not self._closed and self.now()["version"] == version:
+                    await self._changed.wait()
+        return self.now()
+
+    def close(self) -> None:
+        """Answer all who wait, and let nobody wait any more."""
+        self._closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

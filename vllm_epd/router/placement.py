@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the pools of encode instances have room for a request, and where. Pure: nothing stays changed."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from vllm_epd.router.instances import Instance
+from vllm_epd.router.pools import Slot
+
+#: Chooses one of at least one instance.
+Choose = Callable[[Sequence[Instance]], Instance]
+#: Bytes of an embedding that the instance is to make.
+Estimate = Callable[[Instance], int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """A slot of one pool, and what it takes there."""
+
+    instance: Instance
+    slot: Slot
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Need:
+    """What one media part needs of a pool.
+
+    Attributes:
+        slot: where its embedding is to be made.
+        there: where it is or is being made already.
+    """
+
+    slot: Slot
+    there: Place | None = None
+
+
+def place(
+    needs: Sequence[Need], encoders: Sequence[Instance], choose: Choose, estimate: Estimate
+) -> list[Place] | None:
+    """A place for each need, all at once; None if there is no room for one of them.
+
+    What has no room any more where it is will be made elsewhere. Where nothing is in use, a request has room
+    whatever its size: it will never find more.
+    """
+    empty = not any(each.pool.used for each in encoders)
+    with ExitStack() as tentative:
+        placed: dict[Need, Place] = {}
+        for need in needs:
+            if (there := need.there) and has_room(there.instance, there.slot, there.nbytes):
+                tentative.enter_context(there.instance.pool.held(there.slot, there.nbytes))
+                placed[need] = there
+        for need in needs:
+            if need in placed:
+                continue
+            roomy = [each for each in encoders if has_room(each, need.slot, estimate(each))]
+            if not roomy and not empty:
+                return None
+            instance = choose(roomy or encoders)
+            placed[need] = Place(instance, need.slot, estimate(instance))
+            tentative.enter_context(instance.pool.held(need.slot, estimate(instance)))
+            tentative.enter_context(instance.busy())
+        return [placed[need] for need in needs]
+
+
+def has_room(instance: Instance, slot: Slot, nbytes: int) -> bool:
+    """Whether the slot fits into the pool; an instance that tells no size of its pool has room for all."""
+    capacity = instance.info.limits.get("pool_bytes")
+    missing = instance.pool.missing(slot, nbytes)
+    return capacity is None or not missing or instance.pool.used + missing <= capacity

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A consumer's control connection to one producer."""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+
+import zmq
+import zmq.asyncio
+
+from vllm_epd.errors import PeerError, TransferError
+from vllm_epd.transfer import wire
+from vllm_epd.transfer.base import Read
+from vllm_epd.transfer.handshake import Identity
+from vllm_epd.transfer.pool import Span
+from vllm_epd.transfer.tiers import Link, Tiers
+
+
+class Connection:
+    """A socket, answers matched to questions, and after `greet` the producer's region. Used in one event loop."""
+
+    def __init__(self, context: zmq.asyncio.Context, address: str) -> None:
+        """Connect the socket; nothing is said yet.
+
+        Raises:
+            PeerError: `address` is no ZeroMQ address.
+        """
+        self.address = address
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        try:
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            raise PeerError(f"{address!r} is no address of a peer: {error}") from error
+        self._ids = itertools.count(1)
+        self._waiting: dict[bytes, asyncio.Future[wire.Reply]] = {}
+        self._reader = asyncio.create_task(self._read())
+        self._link: Link | None = None
+        self._reads = 0
+        self._unread = asyncio.Event()
+        self._unread.set()
+
+    @property
+    def tier(self) -> str:
+        """The transport that reaches the producer; only after `greet`."""
+        return self._greeted().transport.name
+
+    async def greet(self, identity: Identity, producer: str, tiers: Tiers) -> None:
+        """Prove to each other who is there and connect over the best tier; the caller sets the time limit.
+
+        Raises:
+            PeerError: the producer refuses, is not the one of epoch `producer`, or no tier reaches it.
+        """
+        hello = identity.hello(producer, tiers.names)
+        challenge = await self.ask(hello)
+        if not isinstance(challenge, wire.Challenge):
+            raise self._unexpected("Hello", challenge)
+        welcome = await self.ask(identity.prove(hello, challenge))
+        if not isinstance(welcome, wire.Welcome):
+            raise self._unexpected("Proof", welcome)
+        identity.accept(welcome, producer)
+        self._link = tiers.connect(welcome.tiers)
+
+    async def fetch(self, key: str) -> wire.Granted | wire.Lost:
+        """Ask for a grant to read `key`; the caller sets the time limit.
+
+        Raises:
+            PeerError: the producer refuses.
+        """
+        reply = await self.ask(wire.Fetch(key, self.tier))
+        if not isinstance(reply, wire.Granted | wire.Lost):
+            raise self._unexpected("Fetch", reply)
+        return reply
+
+    @contextlib.contextmanager
+    def reading(self, remote: Sequence[Span], local: Sequence[Span]) -> Iterator[Read]:
+        """A read, started; the producer's region stays connected for the length of the `with` block.
+
+        Raises:
+            TransferError: it cannot be started.
+        """
+        read = self._greeted().read(remote, local)
+        self._reads += 1
+        self._unread.clear()
+        try:
+            yield read
+        finally:
+            self._reads -= 1
+            if not self._reads:
+                self._unread.set()
+
+    async def ask(self, request: wire.Request) -> wire.Reply:
+        """Send `request` and wait for its answer; the caller sets the time limit.
+
+        Raises:
+            PeerError: the producer refuses.
+        """
+        request_id = str(next(self._ids)).encode()
+        future: asyncio.Future[wire.Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[request_id] = future
+        try:
+            await self._socket.send_multipart([request_id, wire.encode(request)])
+            reply = await future
+        except zmq.ZMQError as error:
+            raise PeerError(f"{self.address} cannot be asked: {error}") from error
+        finally:
+            del self._waiting[request_id]
+        if isinstance(reply, wire.Refused):
+            raise PeerError(f"{self.address} refused: {reply.reason}")
+        return reply
+
+    async def tell(self, request: wire.Request) -> None:
+        """Send `request`, which has no answer; never waits.
+
+        Raises:
+            PeerError: closed in the meantime, or the producer has taken no messages for long.
+        """
+        try:
+            await self._socket.send_multipart([b"", wire.encode(request)], flags=zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            raise PeerError(f"{self.address} cannot be told: {error}") from error
+
+    async def close(self) -> None:
+        """Close the socket, and forget the remote region once nobody reads from it any more.
+
+        Questions that have no answer yet fail.
+        """
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+        self._socket.close()
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(PeerError(f"the connection to {self.address} was closed"))
+        await self._unread.wait()
+        link, self._link = self._link, None
+        if link is not None:
+            with contextlib.suppress(TransferError):
+                link.close()
+
+    async def _read(self) -> None:
+        while True:
+            frames = await self._socket.recv_multipart()
+            future = self._waiting.get(frames[0]) if len(frames) == 2 else None
+            if future is None or future.done():
+                continue
+            try:
+                future.set_result(wire.decode_reply(frames[1]))
+            except (TransferError, ValueError, RecursionError) as error:
+                future.set_exception(PeerError(f"{self.address} sent what is no answer: {error}"))
+
+    def _greeted(self) -> Link:
+        if self._link is None:
+            raise PeerError(f"{self.address} is not connected")
+        return self._link
+
+    def _unexpected(self, asked: str, reply: wire.Reply) -> PeerError:
+        return PeerError(f"{self.address} answered {asked} with {type(reply).__name__}")

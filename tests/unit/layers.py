@@ -46,6 +46,7 @@ LAYERS = (
             "transfer.handshake",
             "transfer.keys",
             "controller.policy",
+            "transfer.pages",
             "transfer.pool",
             "transfer.wire",
         ),

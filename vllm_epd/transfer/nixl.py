@@ -7,6 +7,7 @@ itself instead, while a read is on its way.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 from uuid import uuid4
 
@@ -57,33 +58,25 @@ class NixlPeer(Peer):
 
 
 class NixlRead(Read):
-    """One READ; NIXL makes progress when it is polled."""
+    """One READ, started; NIXL makes progress when it is polled."""
 
-    def __init__(self, agent: Any, handle: Any) -> None:
-        """Start the READ prepared as `handle`."""
+    def __init__(self, agent: Any, handle: Any, state: str) -> None:
+        """A READ with its `handle`, last seen in `state`."""
         self._agent = agent
         self._handle = handle
-        try:
-            self._state = _guard("start a read", lambda: agent.transfer(handle))
-            self._check_state()
-        except TransferError:
-            self.close()
-            raise
+        self._state = state
 
     def poll(self) -> bool:
-        if self._state != "DONE":
-            self._state = _guard("poll a read", lambda: self._agent.check_xfer_state(self._handle))
-            self._check_state()
-        return bool(self._state == "DONE")
-
-    def _check_state(self) -> None:
+        if self._state == "PROC":
+            self._state = _guard("poll a read", self._agent.check_xfer_state, self._handle)
         if self._state not in ("DONE", "PROC"):
             raise TransferError(f"NIXL READ ended in state {self._state!r}")
+        return self._state == "DONE"
 
     def close(self) -> None:
         if self._handle is not None:
             handle, self._handle = self._handle, None
-            _guard("release a read", lambda: self._agent.release_xfer_handle(handle))
+            _guard("release a read", self._agent.release_xfer_handle, handle)
 
 
 class NixlTransport(Transport):
@@ -100,8 +93,8 @@ class NixlTransport(Transport):
             from nixl._api import nixl_agent, nixl_agent_config
         except ImportError as error:
             raise TransferError("nixl is not installed; install vllm-epd with its cpu or gpu extra") from error
-        config = _guard("configure NIXL", lambda: nixl_agent_config(enable_prog_thread=False, backends=[backend]))
-        self._agent: Any = _guard(f"start NIXL with {backend}", lambda: nixl_agent(f"epd-{uuid4().hex}", config))
+        config = _guard("configure NIXL", partial(nixl_agent_config, enable_prog_thread=False, backends=[backend]))
+        self._agent: Any = _guard(f"start NIXL with {backend}", nixl_agent, f"epd-{uuid4().hex}", config)
         self._backend = backend
         self._registered: Any = None
         self._own: _Place | None = None
@@ -114,7 +107,7 @@ class NixlTransport(Transport):
         memory = "VRAM" if region.on_device else "DRAM"
         self._registered = _guard(
             f"register {region.nbytes} bytes of {memory} memory with {self._backend}",
-            lambda: self._agent.register_memory(region.tensor, backends=[self._backend]),
+            partial(self._agent.register_memory, region.tensor, backends=[self._backend]),
         )
         self._own = _Place(region.tensor.data_ptr(), region.nbytes, region.device_index, memory)
 
@@ -130,7 +123,7 @@ class NixlTransport(Transport):
         except msgspec.DecodeError as error:
             raise PeerError(f"the peer's NIXL description does not decode: {error}") from error
         try:
-            added = _guard("connect to a peer", lambda: self._agent.add_remote_agent(remote.agent))
+            added = _guard("connect to a peer", self._agent.add_remote_agent, remote.agent)
         except TransferError as error:
             raise PeerError(str(error)) from error
         name = added.decode() if isinstance(added, bytes) else str(added)
@@ -144,8 +137,7 @@ class NixlTransport(Transport):
         check_bounds(remote, there.nbytes)
         check_bounds(local, own.nbytes)
         pairs = pair_spans(remote, local)
-        handle = _guard("prepare a read", lambda: self._prepare(own, peer, pairs))
-        return NixlRead(self._agent, handle)
+        return _guard("start a read", self._start, own, peer, pairs)
 
     def progress(self) -> None:
         _guard("make progress", self._agent.get_new_notifs)
@@ -154,24 +146,31 @@ class NixlTransport(Transport):
         self._closed = True
         if self._registered is not None:
             registered, self._registered = self._registered, None
-            _guard("deregister a region", lambda: self._agent.deregister_memory(registered))
+            _guard("deregister a region", self._agent.deregister_memory, registered)
             self._own = None
 
-    def _prepare(self, own: _Place, peer: NixlPeer, pairs: Sequence[tuple[Span, Span]]) -> Any:
-        there = peer.place
+    def _start(self, own: _Place, peer: NixlPeer, pairs: Sequence[tuple[Span, Span]]) -> NixlRead:
+        agent, there = self._agent, peer.place
         local = [(own.base + here.offset, here.length, own.device) for _, here in pairs]
         remote = [(there.base + far.offset, far.length, there.device) for far, _ in pairs]
-        describe = self._agent.get_xfer_descs
-        return self._agent.initialize_xfer(
-            "READ", describe(local, mem_type=own.memory), describe(remote, mem_type=there.memory), peer.name
+        handle = agent.initialize_xfer(
+            "READ",
+            agent.get_xfer_descs(local, mem_type=own.memory),
+            agent.get_xfer_descs(remote, mem_type=there.memory),
+            peer.name,
         )
+        try:
+            return NixlRead(agent, handle, agent.transfer(handle))
+        except Exception:
+            agent.release_xfer_handle(handle)
+            raise
 
     def _forget(self, name: str) -> None:
         """NIXL knows an agent once, however often it was connected to."""
         self._connections[name] -= 1
         if not self._connections[name]:
             del self._connections[name]
-            _guard("forget a peer", lambda: self._agent.remove_remote_agent(name))
+            _guard("forget a peer", self._agent.remove_remote_agent, name)
 
     def _own_place(self) -> _Place:
         if self._own is None:
@@ -179,9 +178,9 @@ class NixlTransport(Transport):
         return self._own
 
 
-def _guard(what: str, call: Callable[[], T]) -> T:
+def _guard(what: str, call: Callable[..., T], *args: Any) -> T:
     """Run a NIXL call; its errors, which share no base class of their own, become TransferErrors."""
     try:
-        return call()
+        return call(*args)
     except Exception as error:  # noqa: BLE001
         raise TransferError(f"NIXL could not {what}: {type(error).__name__}: {error}") from error

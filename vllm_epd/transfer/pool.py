@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vllm_epd.errors import EmbeddingLostError, PoolError
+from vllm_epd.transfer.pages import FreePages, Run
 
 PAGE_BYTES = 64 * 1024
 """Size of the pages of an instance's pool."""
@@ -35,7 +36,8 @@ class _Pin(NamedTuple):
 
 @dataclass(slots=True)
 class _Item:
-    pages: tuple[int, ...]
+    runs: tuple[Run, ...]
+    spans: tuple[Span, ...]
     nbytes: int
     pins: set[str] = field(default_factory=set)
 
@@ -53,7 +55,7 @@ class PagedPool:
             raise PoolError(f"a pool of {capacity_bytes} bytes holds no page of {page_bytes} bytes")
         self.page_bytes = page_bytes
         self.num_pages = capacity_bytes // page_bytes
-        self._free = list(range(self.num_pages - 1, -1, -1))
+        self._free = FreePages(self.num_pages)
         self._items: OrderedDict[str, _Item] = OrderedDict()
         self._pins: dict[str, _Pin] = {}
         self.evicted = 0
@@ -67,7 +69,7 @@ class PagedPool:
     @property
     def free_bytes(self) -> int:
         """Bytes in pages that belong to no item."""
-        return len(self._free) * self.page_bytes
+        return self._free.count * self.page_bytes
 
     @property
     def pinned(self) -> int:
@@ -82,8 +84,8 @@ class PagedPool:
     def has_room(self, sizes: Iterable[int], now: float) -> bool:
         """Whether items of these sizes in bytes fit beside what is pinned."""
         self.expire(now)
-        evictable = sum(len(item.pages) for item in self._items.values() if not item.pins)
-        return sum(self._pages(nbytes) for nbytes in sizes) <= len(self._free) + evictable
+        evictable = sum(self._pages(item.nbytes) for item in self._items.values() if not item.pins)
+        return sum(self._pages(nbytes) for nbytes in sizes) <= self._free.count + evictable
 
     def nbytes(self, key: str) -> int:
         """The size of `key`.
@@ -123,8 +125,8 @@ class PagedPool:
         wanted = self._pages(nbytes)
         if not self._make_room(wanted, now):
             return None
-        pages = tuple(sorted(self._free.pop() for _ in range(wanted)))
-        self._items[key] = _Item(pages, nbytes)
+        runs = self._free.take(wanted)
+        self._items[key] = _Item(runs, self._spans(runs, nbytes), nbytes)
         return self.spans(key)
 
     def spans(self, key: str) -> tuple[Span, ...]:
@@ -133,17 +135,7 @@ class PagedPool:
         Raises:
             EmbeddingLostError: `key` is not held.
         """
-        item = self._held(key)
-        spans: list[Span] = []
-        left = item.nbytes
-        for page in item.pages:
-            offset, length = page * self.page_bytes, min(left, self.page_bytes)
-            if spans and spans[-1].offset + spans[-1].length == offset:
-                spans[-1] = Span(spans[-1].offset, spans[-1].length + length)
-            else:
-                spans.append(Span(offset, length))
-            left -= length
-        return tuple(spans)
+        return self._held(key).spans
 
     def pin(self, key: str, pin_id: str, deadline: float) -> None:
         """Keep `key` until `unpin(pin_id)` or `deadline`; a second call with the same id moves the deadline.
@@ -173,7 +165,7 @@ class PagedPool:
             return
         for pin_id in tuple(self._items[key].pins):
             del self._pins[pin_id]
-        self._free.extend(self._items.pop(key).pages)
+        self._free.give(self._items.pop(key).runs)
 
     def expire(self, now: float) -> int:
         """Let go of all pins whose deadline has passed; returns how many."""
@@ -184,15 +176,24 @@ class PagedPool:
         return len(late)
 
     def _make_room(self, wanted: int, now: float) -> bool:
-        if len(self._free) >= wanted:
+        if self._free.count >= wanted:
             return True
         self.expire(now)
         for key in [key for key, item in self._items.items() if not item.pins]:
-            if len(self._free) >= wanted:
+            if self._free.count >= wanted:
                 break
             self.remove(key)
             self.evicted += 1
-        return len(self._free) >= wanted
+        return self._free.count >= wanted
+
+    def _spans(self, runs: Iterable[Run], nbytes: int) -> tuple[Span, ...]:
+        """The first `nbytes` of the pages of `runs`."""
+        spans: list[Span] = []
+        for run in runs:
+            length = min(nbytes, run.length * self.page_bytes)
+            spans.append(Span(run.first * self.page_bytes, length))
+            nbytes -= length
+        return tuple(spans)
 
     def _pages(self, nbytes: int) -> int:
         return -(-nbytes // self.page_bytes)

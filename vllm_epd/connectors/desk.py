@@ -38,7 +38,7 @@ class Desk:
     def withdraw(self, items: Sequence[wire.Wanted]) -> None:
         """Nobody comes for `items`, whether there is room for them yet or not."""
         self._asked.pop(items[0].landing, None)
-        self.link.withdraw(items[0].landing, [item.lease for item in items])
+        self.link.withdraw(items)
 
     def collect(self) -> None:
         """Enter what the agents have reported."""

@@ -49,10 +49,12 @@ class AgentLink:
         self._unanswered += 1
         self._tell_first(wire.Reserve(list(items)))
 
-    def withdraw(self, landing: int, leases: Sequence[str]) -> None:
-        """Nobody comes for what was reserved with `landing` as its first; nothing more is heard of it."""
-        self._reserving.discard(landing)
-        self._tell_first(wire.Withdraw(list(leases)))
+    def withdraw(self, items: Sequence[wire.Wanted]) -> None:
+        """Nobody comes for what was reserved as `items`; nothing more is heard of it."""
+        unread = items[0].landing in self._reserving
+        self._reserving.discard(items[0].landing)
+        landings = [item.landing for item in items] if unread else []
+        self._tell_first(wire.Withdraw([item.lease for item in items], landings))
 
     def release(self, handle: wire.EmbeddingHandle) -> None:
         """Have the lease of `handle` given back to its producer."""
@@ -71,10 +73,6 @@ class AgentLink:
                 case wire.Reserved() | wire.ReserveFailed() if report.landing in self._reserving:
                     self._reserving.discard(report.landing)
                     news.append(report)
-                case wire.Reserved():
-                    # withdrawn while the answer was on its way
-                    for landing in report.held:
-                        self.drop(Drop(landing, 0))
         return news
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ class Commands:
             case wire.Drop():
                 self._landings.drop(command.landing, command.loads)
             case wire.Withdraw():
-                self._offers.withdraw(command.leases)
+                self._offers.withdraw(command.leases, command.landings)
             case wire.Release():
                 await self._fetcher.acknowledge(command.handle)
             case wire.SetPeers():

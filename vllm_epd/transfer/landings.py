@@ -190,6 +190,8 @@ class Offers:
         try:
             async with asyncio.timeout(self._timeout_s):
                 places = await task
+            if any(item.lease not in self._waiting for item in items):
+                raise asyncio.CancelledError
         finally:
             for item in items:
                 self._waiting.pop(item.lease, None)
@@ -203,12 +205,14 @@ class Offers:
             self._store.count_hit()
         return nbytes
 
-    def withdraw(self, leases: Sequence[str]) -> None:
-        """Nobody will come for these leases, nor for room under them."""
+    def withdraw(self, leases: Sequence[str], landings: Sequence[int] = ()) -> None:
+        """Nobody will come for these leases, nor for room under them, nor load these landings."""
         for lease in leases:
-            if lease in self._waiting:
-                self._waiting[lease].cancel()
+            if (waiting := self._waiting.pop(lease, None)) is not None:
+                waiting.cancel()
             self._store.end_lease(lease)
+        for landing in landings:
+            self._landings.drop(landing, 0)
 
 
 def _pin(number: int) -> str:

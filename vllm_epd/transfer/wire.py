@@ -173,9 +173,15 @@ class Release(msgspec.Struct, frozen=True, tag=True):
 
 
 class Withdraw(msgspec.Struct, frozen=True, tag=True):
-    """End these leases of this agent's own: nobody will come for them."""
+    """End these leases of this agent's own: nobody will come for them.
+
+    Attributes:
+        leases: what ends.
+        landings: those of a reservation whose answer was not read: what was here for them is not needed either.
+    """
 
     leases: list[str]
+    landings: list[int] = []
 
 
 class TakeLease(msgspec.Struct, frozen=True, tag=True):

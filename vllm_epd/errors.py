@@ -5,6 +5,7 @@ EPDError
 ├── ConfigError              what the user asked for cannot be done as asked
 │   └── RoleConflictError    a flag contradicts the role
 ├── PluginError              vLLM is not the one this package knows, or a change to it failed
+├── KernelError              an operation on tensors was given what it cannot take, or could not run
 ├── TransferError            bytes could not be moved
 │   ├── PeerError            the other side is gone, foreign or incompatible
 │   ├── EmbeddingLostError   the producer no longer holds the embedding
@@ -36,6 +37,10 @@ class RoleConflictError(ConfigError):
 
 class PluginError(EPDError):
     """A change to vLLM could not be made."""
+
+
+class KernelError(EPDError):
+    """An operation of `vllm_epd.ops` was given what it cannot take, or its kernel could not run."""
 
 
 class TransferError(EPDError):

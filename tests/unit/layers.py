@@ -55,7 +55,7 @@ LAYERS = (
     ),
     Layer(
         "device",
-        ("ops", "transfer"),
+        ("kernels", "ops", "transfer"),
         _words("words config pure"),
         _words("numpy msgspec zmq torch cupy nixl"),
     ),
@@ -95,6 +95,7 @@ IMPORTED = frozenset[str]().union(*(layer.above for layer in LAYERS))
 # A layer's folders do not import each other, but for these.
 BESIDE = frozenset(
     {
+        ("ops", "kernels"),
         ("transfer", "ops"),
         ("connectors", "compat"),
         ("roles", "compat"),
@@ -106,8 +107,12 @@ BESIDE = frozenset(
 # Not services, but tools that a launcher may take a model from.
 ALSO = frozenset({("launch", "demo")})
 
-# Imported in one file each.
-ONLY_IN = {"nixl": "transfer.nixl", "cupy": "transfer.cuda_ipc", f"{PACKAGE}._C": "ops"}
+# Each imported in these files alone.
+ONLY_IN = {
+    "nixl": ("transfer.nixl",),
+    "cupy": ("transfer.cuda_ipc", "kernels.cuda"),
+    f"{PACKAGE}._C": ("ops",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +188,10 @@ def _faults(use: Import, modules: Mapping[str, Path]) -> Iterator[str]:
     if use.imported.startswith("."):
         yield f"relative import of {use.imported}"
         return
-    owner = ONLY_IN.get(use.imported) or ONLY_IN.get(use.imported.split(".")[0])
-    if owner:
-        if use.importer != f"{PACKAGE}.{owner}":
-            yield f"{use.imported} belongs to {owner} alone"
+    owners = ONLY_IN.get(use.imported) or ONLY_IN.get(use.imported.split(".")[0])
+    if owners:
+        if use.importer not in {f"{PACKAGE}.{owner}" for owner in owners}:
+            yield f"{use.imported} belongs to {' and '.join(owners)} alone"
         return
     for layer in _layers_to_satisfy(use, modules):
         fault = _fault(use, layer)

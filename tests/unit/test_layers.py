@@ -94,8 +94,10 @@ BAD = {
         "from nixl._api import nixl_agent",
         "belongs to transfer.nixl alone",
     ),
-    "cupy elsewhere": ("ops", "import cupy.cuda", "belongs to transfer.cuda_ipc alone"),
+    "cupy elsewhere": ("ops", "import cupy.cuda", "belongs to transfer.cuda_ipc and kernels.cuda alone"),
     "extension elsewhere": ("transfer/codec", "from vllm_epd import _C", "belongs to ops alone"),
+    "extension elsewhere, as a module": ("kernels/cuda", "import vllm_epd._C", "belongs to ops alone"),
+    "kernels import their users": ("kernels/cuda", "import vllm_epd.ops", "device may not import vllm_epd.ops"),
     "demo imports first party": (
         "demo/store",
         "import vllm_epd.config",
@@ -114,7 +116,7 @@ BAD = {
 
 @pytest.mark.parametrize(("module", "source", "message"), BAD.values(), ids=BAD.keys())
 def test_checker_sees(tree, module, source, message):
-    named = {"router/app": "", "transfer/wire": "", "transfer/nixl": "", "compat/vllm": "", "config": ""}
+    named = {"router/app": "", "ops": "", "transfer/wire": "", "transfer/nixl": "", "compat/vllm": "", "config": ""}
     found = violations(tree({**named, module: source}))
     assert len(found) == (2 if module == "utils/misc" else 1)
     assert all(message in line for line in found)

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// Many copies of a few KiB each, at the speed of one large one.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+namespace epd {
+
+// Copies that are added one by one and are done once `finish` has returned.
+//
+// Where all of them together are larger than what a cache keeps, several run side by side, a few cache lines of each
+// at a time, and are written past the caches: single short copies wait for memory at each start, and writing through a
+// cache first reads what is about to be overwritten.
+class Copies {
+ public:
+  explicit Copies(std::int64_t total_bytes);
+
+  void add(std::uint8_t* target, const std::uint8_t* source, std::int64_t nbytes);
+  void finish();
+
+ private:
+  struct Piece {
+    std::uint8_t* target;
+    const std::uint8_t* source;
+    std::int64_t nbytes;
+  };
+
+  void run(std::size_t count);
+
+  bool streaming_;
+  std::size_t count_ = 0;
+  std::array<Piece, 24> waiting_;
+};
+
+}  // namespace epd

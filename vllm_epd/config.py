@@ -64,7 +64,7 @@ def parse_bytes(value: int | str) -> int:
     return int(number * UNITS[found[2]])
 
 
-def size(default: int, help_text: str) -> Any:
+def size(default: int | None, help_text: str) -> Any:
     """A setting in bytes."""
     return setting(default, help_text, parse=parse_bytes, expects="a size such as 512MiB or 1GiB")
 
@@ -89,7 +89,22 @@ class InstanceConfig:
         choices=("auto", "shm", "cuda_ipc", "nixl"),
     )
     nixl_backend: str = setting("UCX", "What NIXL moves bytes with.")
-    kv_connector: str = setting("nixl", "How KV caches travel from prefill to decode.", choices=("nixl",))
+    embedding_codec: str = setting(
+        "none", "How embeddings are compressed for others: fp8 or int8 numbers.", choices=("none", "fp8", "int8")
+    )
+    embedding_check: str = setting(
+        "none",
+        "Whether embeddings that are not finite are refused, bytes have a checksum, or both.",
+        choices=("none", "finite", "checksum", "all"),
+    )
+    kv_connector: str = setting(
+        "epd",
+        "How KV caches travel from prefill to decode: our own way, or vLLM's NIXL connector.",
+        choices=("epd", "nixl"),
+    )
+    kv_pool_bytes: int | None = size(
+        None, "Memory for KV caches on their way; without it, room for two prompts of the greatest length."
+    )
     kv_lease_s: int = setting(60, "Seconds that a prefilled KV cache waits for its decoder.")
 
     def __post_init__(self) -> None:
@@ -97,7 +112,7 @@ class InstanceConfig:
             RoleSet.parse(self.role)
         if self.router is not None and not re.match(r"https?://[^/]", self.router):
             raise ConfigError(f"router: expected an http(s) URL, got {self.router!r}")
-        check_positive(self, "pool_bytes", "lease_s", "fetch_timeout_s", "kv_lease_s")
+        check_positive(self, "pool_bytes", "lease_s", "fetch_timeout_s", "kv_pool_bytes", "kv_lease_s")
 
 
 @dataclass(frozen=True, slots=True)

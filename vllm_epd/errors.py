@@ -10,6 +10,7 @@ EPDError
 │   ├── PeerError            the other side is gone, foreign or incompatible
 │   ├── EmbeddingLostError   the producer no longer holds the embedding
 │   ├── PoolError            an item does not fit the pool
+│   ├── DamagedError         other bytes have arrived than were sent
 │   └── StuckReadError       a read was given up, and its bytes may still come
 └── RequestError             one request cannot be served; carries its HTTP status
     ├── BadRequestError      400: the client must change the request
@@ -57,6 +58,10 @@ class EmbeddingLostError(TransferError):
 
 class PoolError(TransferError):
     """An item does not fit the pool."""
+
+
+class DamagedError(TransferError):
+    """Other bytes have arrived than were sent."""
 
 
 class StuckReadError(TransferError):

@@ -139,6 +139,11 @@ class Fingerprint:
         ]
 
 
+def kv_epoch(epoch: str) -> str:
+    """The name under which the KV agents of an instance are peers; its embedding agents have the plain epoch."""
+    return f"{epoch}-kv"
+
+
 @dataclass(frozen=True, slots=True)
 class InstanceInfo:
     """What an instance tells the router about itself.
@@ -151,9 +156,14 @@ class InstanceInfo:
         models: names the instance serves, the base model first, adapters after it.
         fingerprint: what its tensors mean.
         limits: numbers that the router may check early: `max_model_len` in tokens; of an encoder, `pool_bytes` of
-            its embedding pool, `page_bytes` of the pool's pages, and `max_item_bytes` of the largest embedding.
+            its embedding pool, `page_bytes` of the pool's pages, and `max_item_bytes` of the largest embedding as
+            the encoder makes it: the first ones are offered so under a codec too; `resume` is 1 where generation
+            may go on from another instance's first token.
         agents: addresses of the transfer agents that offer its embeddings, by data-parallel rank; peers learn them
             from the router alone.
+        kv: the KV connector, `nixl` or `epd`, of an instance that only prefills or only decodes; empty otherwise.
+        kv_agents: addresses of the transfer agents that serve its KV caches, in order of rank; empty unless it
+            prefills and `kv` is `epd`.
     """
 
     instance_id: str
@@ -164,6 +174,8 @@ class InstanceInfo:
     fingerprint: Fingerprint
     limits: Mapping[str, int] = field(default_factory=dict)
     agents: tuple[str, ...] = ()
+    kv: str = ""
+    kv_agents: tuple[str, ...] = ()
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any]) -> Self:
@@ -185,6 +197,8 @@ class InstanceInfo:
                 fingerprint=Fingerprint.from_mapping(data["fingerprint"]),
                 limits={str(key): int(value) for key, value in data.get("limits", {}).items()},
                 agents=tuple(str(address) for address in data.get("agents", ())),
+                kv=str(data.get("kv", "")),
+                kv_agents=tuple(str(address) for address in data.get("kv_agents", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"bad instance description: {error!r}") from error
@@ -200,6 +214,8 @@ class InstanceInfo:
             "fingerprint": self.fingerprint.to_mapping(),
             "limits": dict(self.limits),
             "agents": list(self.agents),
+            "kv": self.kv,
+            "kv_agents": list(self.kv_agents),
         }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from tests.bench.cases import Case
 from tests.bench.client import Answer
 from tests.bench.cpu import Used
+from tests.bench.handover.results import Handover
 from tests.bench.summary import Summary
 from tests.bench.transfer.results import Transfer
 
@@ -53,10 +54,11 @@ class Result:
 
 @dataclass(slots=True)
 class Results:
-    """What was measured so far: requests to systems, and transfers."""
+    """What was measured so far: requests to systems, hand-overs of KV caches, and transfers."""
 
     all: list[Result] = field(default_factory=list)
     transfers: list[Transfer] = field(default_factory=list)
+    handovers: list[Handover] = field(default_factory=list)
 
     def add(self, result: Result) -> None:
         self.all.append(result)
@@ -69,6 +71,9 @@ class Results:
         for mine in (each for each in self.all if each.system == system):
             if theirs := self.find(other, mine.case):
                 yield mine, theirs
+
+    def handover(self, way: str, tokens: int) -> Handover | None:
+        return next((each for each in self.handovers if (each.way, each.tokens) == (way, tokens)), None)
 
     def transfer(self, variant: str, nbytes: int) -> Transfer | None:
         return next((each for each in self.transfers if (each.variant, each.nbytes) == (variant, nbytes)), None)

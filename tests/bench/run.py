@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make bench`: measures this package beside stock vLLM, and writes build/bench.json.
 
-Two sections: `serving`, where whole systems run one after the other on the same requests, and `transfer`, where bytes
-move between two processes. The exit code is 1 if something could not be measured; a missed target does not change it.
+Three sections: `serving`, where whole systems run one after the other on the same requests, `handover`, where KV
+caches go from prefill to decode, and `transfer`, where bytes move between two processes. The exit code is 1 if
+something could not be measured; a missed target does not change it.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from rich.console import Console
 
 from tests.bench.cases import CASES, build_requests
 from tests.bench.errors import BenchError
+from tests.bench.handover.cases import WAYS
+from tests.bench.handover.measure import measure_handovers
 from tests.bench.machine import ROOT, describe_machine
 from tests.bench.measure import Workload, measure
 from tests.bench.processes import Place
@@ -29,6 +32,7 @@ from vllm_epd.demo import ensure_model
 from vllm_epd.errors import EPDError
 
 WIDTH = 160
+FAILURES = (BenchError, EPDError, aiohttp.ClientError, OSError)
 OUTPUT = ROOT / "build" / "bench.json"
 LOGS = ROOT / "build" / "bench-logs"
 
@@ -61,10 +65,22 @@ def _transfer(options: argparse.Namespace, results: Results, console: Console) -
     return failures
 
 
+def _handover(options: argparse.Namespace, results: Results, console: Console) -> int:
+    LOGS.mkdir(parents=True, exist_ok=True)
+    place, failures = Place(ensure_model("qwen2.5-vl"), LOGS, LOGS), 0
+    try:
+        results.handovers += asyncio.run(measure_handovers(WAYS, place, lambda text: console.print(text, markup=False)))
+    except* FAILURES as group:
+        for error in group.exceptions:
+            failures += 1
+            console.print(f"hand-over FAILED: {error!r}", markup=False)
+    return failures
+
+
 Section = Callable[[argparse.Namespace, Results, Console], int]
 """Adds to the results; how much of it failed."""
 
-SECTIONS: dict[str, Section] = {"transfer": _transfer, "serving": _serving}
+SECTIONS: dict[str, Section] = {"transfer": _transfer, "handover": _handover, "serving": _serving}
 """In the order in which they run."""
 
 
@@ -77,7 +93,7 @@ async def _measure_all(systems: Sequence[System], workload: Workload, results: R
             console.print(f"{system.name}: starting")
             try:
                 await measure(system, place, workload, results)
-            except* (BenchError, EPDError, aiohttp.ClientError, OSError) as group:
+            except* FAILURES as group:
                 failures += 1
                 for error in group.exceptions:
                     console.print(f"{system.name} FAILED: {error!r}", markup=False)

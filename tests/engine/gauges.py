@@ -52,8 +52,9 @@ async def pool(instance: str) -> Json:
 
 
 async def pinned(instance: str) -> int:
-    """How many embeddings a lease, a reader or a waiting request holds."""
-    return int((await pool(instance))["pinned"])
+    """How many embeddings and chunks of KV caches a lease, a reader or a waiting request holds."""
+    state = await pool(instance)
+    return int(state["pinned"]) + int(state["kv"]["pinned"] if "kv" in state else 0)
 
 
 async def outstanding(router: str) -> Counter[str]:

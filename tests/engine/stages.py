@@ -3,12 +3,12 @@
 
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import httpx
 
 from tests.engine.system import MODEL, System
 from tests.engine.traffic import CHAT, TIMEOUT_S, Answer, Json, ask
-from vllm_epd.router.requests import KEEP_KV
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,8 @@ def with_items(request: Json, items: list[Encoded]) -> Json:
 
 async def prefill(system: System, request: Json, items: list[Encoded]) -> Json:
     """P's answer with where the KV cache is."""
-    body = {**with_items(request, items), "max_tokens": 1, "kv_transfer_params": KEEP_KV}
+    offer = {"epd": {"offer": uuid4().hex}}
+    body = {**with_items(request, items), "max_tokens": 1, "kv_transfer_params": offer}
     return await post(system.instances("prefill")[0], body)
 
 

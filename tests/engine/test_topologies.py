@@ -51,11 +51,11 @@ def shared_memory() -> set[str]:
 
 
 @contextmanager
-def fleet(system: System, topology: str, folder: Path, mark: str) -> Iterator[str]:
-    """The router's URL of a topology with the weights of the system."""
+def fleet(system: System, topology: str, folder: Path, mark: str, *options: str) -> Iterator[str]:
+    """The router's URL of a topology with the weights of the system; `options` go to all its instances."""
     model = ensure_model(system.family)
     arguments = ["--served-model-name", MODEL, "--dtype", system.dtype, *serve_args(system.family)]
-    arguments += ["--epd-pool-bytes", str(POOL_BYTES)]
+    arguments += ["--epd-pool-bytes", str(POOL_BYTES), *options]
     with process(up_command(model, topology, folder, arguments), folder / "up.log", {MARK: mark}) as child:
         yield wait_for_fleet(child, folder / "up.log")
     assert child.returncode == 0, (folder / "up.log").read_text(errors="replace")[-4000:]

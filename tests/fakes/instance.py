@@ -48,7 +48,8 @@ class Seen:
         """`encode`, `prefill` or `generate`."""
         if (self.body.get("ec_transfer_params") or {}).get("epd", {}).get("offer"):
             return "encode"
-        return "prefill" if (self.body.get("kv_transfer_params") or {}).get("do_remote_decode") else "generate"
+        kv = self.body.get("kv_transfer_params") or {}
+        return "prefill" if kv.get("do_remote_decode") or "offer" in kv.get("epd", {}) else "generate"
 
 
 @dataclass
@@ -68,6 +69,8 @@ class Behaviour:
         lease_status: answer requests for leases with this status.
         lease_hold: grant a lease, but wait for this event before saying so.
         release_hold: wait for this event before taking a lease back.
+        kv_status: answer what is told of KV caches with this status.
+        kv_hold: wait for this event before that.
     """
 
     status: int = 200
@@ -82,6 +85,8 @@ class Behaviour:
     lease_status: int = 200
     lease_hold: asyncio.Event | None = None
     release_hold: asyncio.Event | None = None
+    kv_status: int = 200
+    kv_hold: asyncio.Event | None = None
 
 
 class FakeInstance:
@@ -91,6 +96,7 @@ class FakeInstance:
         leases: the key that each live lease keeps.
         lease_calls: requests for leases.
         release_calls: requests that end them.
+        kv_calls: what was told of KV caches, with the last part of the path.
         overruns: bytes that were leased or being encoded, whenever these were more than `pool_bytes` of the limits.
         peak: the most that these have been.
     """
@@ -105,6 +111,8 @@ class FakeInstance:
         item_bytes: int = ITEM_BYTES,
         epoch: str = "1",
         agents: tuple[str, ...] = (),
+        kv: str = "",
+        kv_agents: tuple[str, ...] = (),
     ) -> None:
         self.epoch = epoch
         self.leases: dict[str, str] = {}
@@ -114,6 +122,9 @@ class FakeInstance:
         self.peak = 0
         self._item_bytes = item_bytes
         self._agents = agents
+        self._kv = kv
+        self._kv_agents = kv_agents
+        self.kv_calls: list[tuple[str, Seen]] = []
         self._stored: dict[str, int] = {}
         self._encoding: list[str] = []
         self._landed: set[str] = set()
@@ -134,6 +145,7 @@ class FakeInstance:
         app.router.add_post("/v1/completions", self._handle)
         app.router.add_post("/epd/leases", self._lease)
         app.router.add_post("/epd/leases/release", self._release)
+        app.router.add_post("/epd/kv/{what}", self._told_of_kv)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
@@ -165,6 +177,8 @@ class FakeInstance:
             self._fingerprint,
             self._limits,
             self._agents,
+            self._kv,
+            self._kv_agents,
         )
 
     def restart(self, epoch: str) -> None:
@@ -206,7 +220,7 @@ class FakeInstance:
         if problem := self._problem(seen):
             return self._refusal(400, problem)
         if not self._read(seen):
-            return self._refusal(500, _error("embedding lost"))
+            return self._refusal(500, error_body("embedding lost"))
         if seen.body.get("stream"):
             return await self._stream(request, seen)
         answer = self._whole(seen)
@@ -222,9 +236,9 @@ class FakeInstance:
         """What a real instance without a tower or a language model would refuse."""
         role = {"encode": "encode", "prefill": "prefill", "generate": "decode"}[seen.kind]
         if role not in str(self.roles).split("+"):
-            return _error(f"this instance does not {role}")
-        if any(not kind.endswith("_embeds") for kind, _ in _items(seen.body)) and not self.roles.encode:
-            return _error("At most 0 image(s) may be provided in one prompt.")
+            return error_body(f"this instance does not {role}")
+        if any(not kind.endswith("_embeds") for kind, _ in items_of(seen.body)) and not self.roles.encode:
+            return error_body("At most 0 image(s) may be provided in one prompt.")
         return None
 
     def _whole(self, seen: Seen) -> dict[str, Any]:
@@ -237,7 +251,7 @@ class FakeInstance:
 
     def _described(self, seen: Seen) -> dict[str, Any]:
         entries: dict[str, Any] = {}
-        for index, (kind, data) in enumerate(_items(seen.body)):
+        for index, (kind, data) in enumerate(items_of(seen.body)):
             entry = entries.setdefault(item_hash(data), {"item_indices": [], "modality": kind, "metadata": grid(data)})
             entry["item_indices"].append(index)
             if seen.kind == "encode":
@@ -246,7 +260,7 @@ class FakeInstance:
 
     @contextmanager
     def _at_work(self, seen: Seen) -> Iterator[None]:
-        keys = [item_hash(data) for _, data in _items(seen.body)] if seen.kind == "encode" else []
+        keys = [item_hash(data) for _, data in items_of(seen.body)] if seen.kind == "encode" else []
         self._encoding += keys
         self._weigh()
         try:
@@ -308,6 +322,13 @@ class FakeInstance:
             self.leases.pop(lease, None)
         return web.json_response({})
 
+    async def _told_of_kv(self, request: web.Request) -> web.Response:
+        seen = Seen(request.path, await request.json(), 0, request.headers)
+        self.kv_calls.append((request.match_info["what"], seen))
+        if self.does.kv_hold is not None:
+            await self.does.kv_hold.wait()
+        return web.json_response({}, status=self.does.kv_status)
+
     def _handed_over(self, seen: Seen) -> dict[str, Any]:
         return {
             "do_remote_prefill": True,
@@ -322,7 +343,7 @@ class FakeInstance:
             return self.does.words
         seed = seen.body.get("seed")
         own_choice = [] if seed is None else [f"seed={seed + index}"]
-        return [*_prompt_words(seen.body, index // (seen.body.get("n") or 1)), *own_choice]
+        return [*prompt_words(seen.body, index // (seen.body.get("n") or 1)), *own_choice]
 
     async def _stream(self, request: web.Request, seen: Seen) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
@@ -343,12 +364,12 @@ class FakeInstance:
         for index in _indices(seen):
             for number, word in enumerate(words := self._words(seen, index)):
                 last = number == len(words) - 1
-                yield _event(_chunk(seen, index, word if last else word + " ", "stop" if last else None))
+                yield event(_chunk(seen, index, word if last else word + " ", "stop" if last else None))
                 said += 1
                 if number == 0 and self.does.gate is not None:
                     await self.does.gate.wait()
         if (seen.body.get("stream_options") or {}).get("include_usage"):
-            yield _event({**_chunk(seen, 0, "", None), "choices": [], "usage": _usage(seen, said)})
+            yield event({**_chunk(seen, 0, "", None), "choices": [], "usage": _usage(seen, said)})
         yield b"data: [DONE]\n\n"
 
 
@@ -362,7 +383,7 @@ def grid(data: str) -> dict[str, Any]:
     return {"image_grid_thw": [1, 2, len(data)]}
 
 
-def _error(message: str) -> dict[str, Any]:
+def error_body(message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "BadRequestError", "param": None, "code": 400}}
 
 
@@ -374,7 +395,7 @@ def _parts(body: dict[str, Any]) -> list[Any]:
     return parts
 
 
-def _items(body: dict[str, Any]) -> list[tuple[str, str]]:
+def items_of(body: dict[str, Any]) -> list[tuple[str, str]]:
     """Kind and data of each item; for one that comes as metadata, its hash instead of the data."""
     found = []
     for part in _parts(body):
@@ -389,12 +410,12 @@ def _items(body: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _prompt_words(body: dict[str, Any], prompt: int) -> list[str]:
+def prompt_words(body: dict[str, Any], prompt: int) -> list[str]:
     if "prompt" in body:
         given = body["prompt"]
         several = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
         return str(given[prompt] if several else given).split(" ")
-    items = iter(_items(body))
+    items = iter(items_of(body))
     words: list[str] = []
     for part in _parts(body):
         if isinstance(part, str) or part.get("type") == "text":
@@ -411,30 +432,30 @@ def _indices(seen: Seen) -> range:
     return range((seen.body.get("n") or 1) * (len(given) if several else 1))
 
 
-def _is_chat(seen: Seen) -> bool:
+def is_chat(seen: Seen) -> bool:
     return "chat" in seen.path
 
 
 def _choice(seen: Seen, index: int, words: list[str]) -> dict[str, Any]:
     text = " ".join(words)
-    said = {"message": {"role": "assistant", "content": text}} if _is_chat(seen) else {"text": text}
+    said = {"message": {"role": "assistant", "content": text}} if is_chat(seen) else {"text": text}
     return {"index": index, **said, "logprobs": None, "finish_reason": "stop"}
 
 
 def _usage(seen: Seen, completion: int) -> dict[str, Any]:
     given = seen.body.get("prompt")
     several = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
-    prompt = sum(len(_prompt_words(seen.body, index)) for index in range(len(given) if several else 1))
+    prompt = sum(len(prompt_words(seen.body, index)) for index in range(len(given) if several else 1))
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def _answer(seen: Seen, choices: list[dict[str, Any]]) -> dict[str, Any]:
     said = sum(
-        len((choice["message"]["content"] if _is_chat(seen) else choice["text"]).split(" ")) for choice in choices
+        len((choice["message"]["content"] if is_chat(seen) else choice["text"]).split(" ")) for choice in choices
     )
     return {
-        "id": ("chatcmpl-" if _is_chat(seen) else "cmpl-") + seen.request_id,
-        "object": "chat.completion" if _is_chat(seen) else "text_completion",
+        "id": ("chatcmpl-" if is_chat(seen) else "cmpl-") + seen.request_id,
+        "object": "chat.completion" if is_chat(seen) else "text_completion",
         "created": 1700000000,
         "model": seen.body.get("model") or "tiny",
         "choices": choices,
@@ -445,15 +466,15 @@ def _answer(seen: Seen, choices: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _chunk(seen: Seen, index: int, text: str, finish: str | None) -> dict[str, Any]:
-    said = {"delta": {"role": "assistant", "content": text}} if _is_chat(seen) else {"text": text}
+    said = {"delta": {"role": "assistant", "content": text}} if is_chat(seen) else {"text": text}
     return {
-        "id": ("chatcmpl-" if _is_chat(seen) else "cmpl-") + seen.request_id,
-        "object": "chat.completion.chunk" if _is_chat(seen) else "text_completion",
+        "id": ("chatcmpl-" if is_chat(seen) else "cmpl-") + seen.request_id,
+        "object": "chat.completion.chunk" if is_chat(seen) else "text_completion",
         "created": 1700000000,
         "model": seen.body.get("model") or "tiny",
         "choices": [{"index": index, **said, "logprobs": None, "finish_reason": finish}],
     }
 
 
-def _event(data: dict[str, Any]) -> bytes:
+def event(data: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"

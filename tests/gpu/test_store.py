@@ -8,8 +8,9 @@ pytest.importorskip("torch")
 import torch
 
 from vllm_epd.transfer.cuda_ipc import device_region
+from vllm_epd.transfer.items import Claim, lease_pin
 from vllm_epd.transfer.region import host_region
-from vllm_epd.transfer.store import Claim, EmbeddingStore, lease_pin
+from vllm_epd.transfer.store import EmbeddingStore
 
 NEEDS = ("cupy",)
 PAGE = 64 << 10

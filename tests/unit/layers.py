@@ -44,6 +44,7 @@ LAYERS = (
             "router.media",
             "router.policies",
             "transfer.handshake",
+            "transfer.codec_guard",
             "transfer.keys",
             "controller.policy",
             "transfer.pages",

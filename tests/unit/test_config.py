@@ -59,7 +59,7 @@ def test_empty_file_is_no_error(yaml):
         ({"lease_s": "soon"}, "command line: lease_s: expected a number, got 'soon'"),
         ({"lease_s": float("nan")}, "lease_s: expected a positive number, got nan"),
         ({"fetch_timeout_s": -1}, "fetch_timeout_s: expected a positive number, got -1.0"),
-        ({"kv_connector": "mooncake"}, "command line: kv_connector: expected nixl, got 'mooncake'"),
+        ({"kv_connector": "mooncake"}, "command line: kv_connector: expected epd or nixl, got 'mooncake'"),
     ],
 )
 def test_bad_value_of_an_instance_is_refused(values, message):

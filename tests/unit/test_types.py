@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from vllm_epd.errors import ConfigError
-from vllm_epd.types import Fingerprint, InstanceInfo, Role, RoleSet
+from vllm_epd.types import Fingerprint, InstanceInfo, Role, RoleSet, kv_epoch
 
 FINGERPRINT = Fingerprint("c", "w", "float32", "p", "0.32.0")
 INFO = InstanceInfo(
@@ -17,6 +17,9 @@ INFO = InstanceInfo(
     ("demo",),
     FINGERPRINT,
     {"n": 1},
+    ("tcp://a:1",),
+    "epd",
+    ("tcp://a:2", "tcp://a:3"),
 )
 
 
@@ -81,3 +84,14 @@ def test_differences_are_named() -> None:
     other = Fingerprint("c", "x", "float32", "p", "0.32.0")
     assert FINGERPRINT.differences(other) == ["weights: w != x"]
     assert FINGERPRINT.differences(FINGERPRINT) == []
+
+
+def test_agents_may_be_left_out() -> None:
+    data = {name: value for name, value in INFO.to_mapping().items() if name not in ("kv", "kv_agents", "agents")}
+    read = InstanceInfo.from_mapping(data)
+    assert (read.kv, read.kv_agents, read.agents) == ("", (), ())
+
+
+def test_kv_agents_are_peers_under_another_name() -> None:
+    assert kv_epoch("e") != "e"
+    assert kv_epoch("e") != kv_epoch("f")

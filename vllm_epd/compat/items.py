@@ -17,6 +17,7 @@ from vllm_epd.types import Fingerprint
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.multimodal.inputs import MultiModalFeatureSpec
     from vllm.v1.engine import EngineCoreRequest
 
 OPTIONS = "epd"
@@ -31,7 +32,7 @@ class ItemRules:
         fingerprint: of the instance.
         encodes: whether it has an encoder.
         pool_bytes: of its embedding pool.
-        row_bytes: of the embedding of one placeholder token.
+        row_bytes: of the embedding of one placeholder token, as the encoder makes it.
     """
 
     fingerprint: Fingerprint
@@ -71,10 +72,19 @@ class ItemRules:
                     )
         offered = isinstance(params.get(OPTIONS), dict) and params[OPTIONS].get("offer")
         passing = [f for f in request.mm_features if offered or f.identifier in params]
-        self._check_size({f.identifier: f.mm_position.get_num_embeds() for f in passing})
+        self._check_size({f.identifier: self._item_bytes(f, params.get(f.identifier)) for f in passing})
 
-    def _check_size(self, rows: dict[str, int]) -> None:
-        nbytes = sum(whole_pages(count * self.row_bytes) for count in rows.values())
+    def _item_bytes(self, feature: "MultiModalFeatureSpec", entry: Any) -> int:
+        """What the item takes up in the pool: what its handle says, or what the encoder will make.
+
+        What a codec may save is not counted on, because the codec may be refused.
+        """
+        handle = entry.get("handle") if isinstance(entry, dict) else None
+        nbytes = handle.get("nbytes") if isinstance(handle, dict) else None
+        return nbytes if isinstance(nbytes, int) else feature.mm_position.get_num_embeds() * self.row_bytes
+
+    def _check_size(self, sizes: dict[str, int]) -> None:
+        nbytes = sum(map(whole_pages, sizes.values()))
         if nbytes > self.pool_bytes:
             from vllm.exceptions import VLLMValidationError
 

@@ -53,11 +53,17 @@ class AgentClient:
         """
         await self._tell(self._first(rank), wire.Withdraw(list(leases)))
 
+    async def expect(self, rank: int, transfer: str, epoch: str) -> None:
+        """Have KV agents fetch what agent `rank` of the producer `epoch` offers as `transfer`, as it comes to be."""
+        await self._tell_all(wire.Expect(transfer, epoch, rank))
+
+    async def forget(self, transfer: str) -> None:
+        """Have KV agents drop what is left of `transfer`; nothing where there is nothing left."""
+        await self._tell_all(wire.Forget(transfer))
+
     async def set_peers(self, addresses: Mapping[str, Sequence[str]]) -> None:
         """Tell all agents who is registered: addresses of agents by epoch."""
-        command = wire.SetPeers({epoch: list(each) for epoch, each in addresses.items()})
-        for address in [address for ranks in self._addresses for address in ranks]:
-            await self._tell(address, command)
+        await self._tell_all(wire.SetPeers({epoch: list(each) for epoch, each in addresses.items()}))
 
     def close(self) -> None:
         """Let go of all sockets."""
@@ -78,6 +84,10 @@ class AgentClient:
                     return wire.decode_report(await socket.recv())
             except TimeoutError as error:
                 raise PeerError(f"no transfer agent at {address}") from error
+
+    async def _tell_all(self, command: wire.Command) -> None:
+        for address in [address for ranks in self._addresses for address in ranks]:
+            await self._tell(address, command)
 
     async def _tell(self, address: str, command: wire.Command) -> None:
         with self._context.socket(zmq.DEALER) as socket:

@@ -30,19 +30,22 @@ class Desk:
         if number is not None:
             self.link.pull(number, handle)
 
-    def reserve(self, items: Sequence[wire.Wanted], on_reserved: OnReserved) -> None:
-        """Ask for room for `items` together; `on_reserved` gets the answer during a later `collect`."""
+    def reserve(self, items: Sequence[wire.Wanted], on_reserved: OnReserved, transfer: str = "") -> None:
+        """Ask for room for `items` together; `on_reserved` gets the answer during a later `collect`.
+
+        A consumer may ask for the list of `items` under the name `transfer`, where one is given.
+        """
         self._asked[items[0].landing] = on_reserved
-        self.link.reserve(items)
+        self.link.reserve(items, transfer)
 
     def withdraw(self, items: Sequence[wire.Wanted]) -> None:
         """Nobody comes for `items`, whether there is room for them yet or not."""
         self._asked.pop(items[0].landing, None)
         self.link.withdraw(items)
 
-    def collect(self) -> None:
-        """Enter what the agents have reported."""
-        for report in self.link.poll():
+    def collect(self, wait_ms: int = 0) -> None:
+        """Enter what the agents have reported; waits for the first word up to `wait_ms`."""
+        for report in self.link.poll(wait_ms):
             match report:
                 case wire.Pulled():
                     self.book.landed(report.landing)

@@ -86,8 +86,16 @@ class EPDEmbeddingConnector(ECConnectorBase):
         if device.type == "cuda":
             # By its index: the agent's thread has no current device of its own.
             device = torch.device("cuda", torch.cuda.current_device())
+        model = vllm_config.model_config
         agent = TransferAgent(
-            settings.agent_config(fingerprint_of(vllm_config), dp_rank, tp_rank, device, offers=offers)
+            settings.agent_config(
+                fingerprint_of(vllm_config),
+                dp_rank,
+                tp_rank,
+                device,
+                offers=offers,
+                packing=settings.packing(embedding_row_bytes(model), model.dtype.itemsize),
+            )
         )
         self._worker = WorkerHalf(agent, settings.lease_s, device, offers=offers)
 

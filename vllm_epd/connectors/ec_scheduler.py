@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scheduler halves of the embedding connector: plain bookkeeping, no torch, no vLLM at run time."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,23 @@ SERVED = frozenset({"FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED"})
 
 @dataclass(slots=True)
 class _Offered:
-    """What a request has encoded here for others, and whether there is room for it."""
+    """What a request has encoded here for others, and whether there is room for it.
+
+    Attributes:
+        sizes: of the items as they are offered, in bytes; empty until there is room.
+    """
 
     items: tuple[wire.Wanted, ...]
-    ready: bool = False
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.sizes)
+
+    @property
+    def sized(self) -> Iterator[tuple[wire.Wanted, int]]:
+        """The items, each with its size; none until there is room."""
+        return zip(self.items, self.sizes, strict=False)
 
 
 class ProducerHalf:
@@ -44,7 +57,7 @@ class ProducerHalf:
             desk: the way to the agents.
             epoch: of this instance.
             rank: data-parallel rank of this engine.
-            row_bytes: size of one embedding vector.
+            row_bytes: size of one embedding vector as the encoder makes it.
             reuse: whether every worker that needs a held embedding can load it.
         """
         self._desk = desk
@@ -67,10 +80,10 @@ class ProducerHalf:
     def step_offers(self, scheduled: Mapping[str, int]) -> tuple[Offer, ...]:
         """Offers of the requests that take part in this step."""
         return tuple(
-            Offer(item.key, item.lease)
+            Offer(item.key, item.lease, nbytes)
             for request_id in scheduled
             if request_id in self._offered
-            for item in self._offered[request_id].items
+            for item, nbytes in self._offered[request_id].sized
         )
 
     def finish(self, request: "Request") -> dict[str, dict[str, Any]]:
@@ -78,10 +91,10 @@ class ProducerHalf:
         offered = self._offered.pop(request.request_id, None)
         if offered is None:
             return {}
-        if request.status.name not in SERVED:
+        if request.status.name not in SERVED or not offered.ready:
             self._desk.withdraw(offered.items)
             return {}
-        return {item.key: {"handle": self._handle(item), **_lora(request)} for item in offered.items}
+        return {item.key: {"handle": self._handle(item, nbytes), **_lora(request)} for item, nbytes in offered.sized}
 
     def _wanted(self, request: "Request") -> tuple[wire.Wanted, ...]:
         rows = {feature.identifier: feature.mm_position.get_num_embeds() for feature in request.mm_features}
@@ -95,7 +108,7 @@ class ProducerHalf:
         if isinstance(report, wire.ReserveFailed):
             self._desk.give_up(request_id, report.reason)
             return
-        offered.ready = True
+        offered.sizes = tuple(report.sizes)
         for item in offered.items:
             if item.landing in report.held and self._reuse:
                 self._desk.book.adopt(item.landing, item.key, request_id)
@@ -103,14 +116,14 @@ class ProducerHalf:
                 self._desk.book.reject(item.landing)
         self._desk.send_drops()
 
-    def _handle(self, item: wire.Wanted) -> dict[str, Any]:
+    def _handle(self, item: wire.Wanted, nbytes: int) -> dict[str, Any]:
         return {
             "version": wire.WIRE_VERSION,
             "key": item.key,
             "lease": item.lease,
             "epoch": self._epoch,
             "rank": self._rank,
-            "nbytes": item.nbytes,
+            "nbytes": nbytes,
         }
 
 

@@ -6,7 +6,7 @@ from collections.abc import MutableMapping
 
 import torch
 
-from vllm_epd.connectors.metadata import StepMetadata
+from vllm_epd.connectors.metadata import Offer, StepMetadata
 from vllm_epd.errors import PoolError
 from vllm_epd.transfer.agent import TransferAgent
 
@@ -46,24 +46,24 @@ class WorkerHalf:
         """Offer what this step's requests need offered and what an earlier step has encoded."""
         if self._offers:
             for offer in step.offers:
-                self._offer(cache, offer.key, offer.lease)
+                self._offer(cache, offer)
 
     def offer_encoded(self, cache: EncoderCache, key: str, step: StepMetadata) -> None:
         """Offer `key`, just encoded, to everyone in this step who wants it."""
         if self._offers:
             for offer in step.offers:
                 if offer.key == key:
-                    self._offer(cache, key, offer.lease)
+                    self._offer(cache, offer)
 
     def close(self) -> None:
         """Stop the agent."""
         self._agent.close()
 
-    def _offer(self, cache: EncoderCache, key: str, lease: str) -> None:
+    def _offer(self, cache: EncoderCache, offer: Offer) -> None:
         store = self._agent.store
         try:
-            if store.lease(key, lease, self._lease_s) is None and key in cache:
-                store.put(key, cache[key])
-                store.lease(key, lease, self._lease_s)
+            if store.lease(offer.key, offer.lease, self._lease_s) is None and offer.key in cache:
+                store.put(offer.key, cache[offer.key], offer.nbytes)
+                store.lease(offer.key, offer.lease, self._lease_s)
         except PoolError as error:
-            logger.error("embedding %s is not offered: %s", key, error)
+            logger.error("embedding %s is not offered: %s", offer.key, error)

@@ -43,11 +43,11 @@ class AgentLink:
         self._failed.pop(drop.number, None)
         self._tell_all(wire.Drop(drop.number, drop.loads))
 
-    def reserve(self, items: Sequence[wire.Wanted]) -> None:
+    def reserve(self, items: Sequence[wire.Wanted], transfer: str = "") -> None:
         """Have room made for all of `items`; `poll` tells when there is, by the landing of the first."""
         self._reserving.add(items[0].landing)
         self._unanswered += 1
-        self._tell_first(wire.Reserve(list(items)))
+        self._tell_first(wire.Reserve(list(items), transfer))
 
     def withdraw(self, items: Sequence[wire.Wanted]) -> None:
         """Nobody comes for what was reserved as `items`; nothing more is heard of it."""
@@ -60,10 +60,16 @@ class AgentLink:
         """Have the lease of `handle` given back to its producer."""
         self._tell_first(wire.Release(handle))
 
-    def poll(self) -> list[News]:
-        """What has come of pulls and reservations since the last call."""
+    def forget(self, transfer: str) -> None:
+        """Have every agent let go of what it has fetched of `transfer` without being asked."""
+        self._tell_all(wire.Forget(transfer))
+
+    def poll(self, wait_ms: int = 0) -> list[News]:
+        """What has come of pulls and reservations since the last call; waits for the first word up to `wait_ms`."""
         if not self._unanswered:
             return []
+        if wait_ms:
+            self._sockets[0].poll(wait_ms)
         news: list[News] = []
         for report in self._reports():
             self._unanswered -= 1

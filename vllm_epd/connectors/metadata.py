@@ -6,10 +6,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """An embedding of this step that goes into the pool: its content key and the lease it gets."""
+    """An embedding of this step that goes into the pool.
+
+    Attributes:
+        key: its content key.
+        lease: that it gets.
+        nbytes: its size there, as announced to its consumers.
+    """
 
     key: str
     lease: str
+    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)

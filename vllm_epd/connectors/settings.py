@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the embedding connector is told through vLLM's `ec_connector_extra_config`."""
+"""What our connectors are told through vLLM's `ec_connector_extra_config` and `kv_connector_extra_config`."""
 
 import os
 from collections.abc import Mapping
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
     import torch
 
     from vllm_epd.transfer.agent import AgentConfig
+    from vllm_epd.transfer.packing import Packing
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingSettings:
-    """One instance's embedding connector.
+class AgentSettings:
+    """The transfer agents of one instance.
 
     Attributes:
         epoch: of this start of the instance; also names its local command channel.
         host: address on which its agents listen and by which peers reach them.
         port: first port; data-parallel rank n uses `port + n`.
         pool_bytes: region for what is offered and for what has landed.
-        lease_s: how long an offered embedding waits for its consumer.
-        fetch_timeout_s: how long a consumer waits for one embedding, or a producer for room, before the request fails.
+        lease_s: how long what is offered waits for its consumer.
+        fetch_timeout_s: how long a consumer waits for one item, or a producer for room, before the request fails.
         transport: `auto`, or the one transport to use.
         nixl_backend: what NIXL moves bytes with.
-        tower: whether the instance can encode by itself.
     """
 
     epoch: str
@@ -39,7 +39,6 @@ class EmbeddingSettings:
     fetch_timeout_s: float
     transport: str
     nixl_backend: str
-    tower: bool
 
     @classmethod
     def from_extra_config(cls, data: Mapping[str, Any]) -> Self:
@@ -47,8 +46,7 @@ class EmbeddingSettings:
         names = {f.name for f in fields(cls)}
         if set(data) != names:
             raise ConfigError(
-                f"EPDEmbeddingConnector is configured by --epd-role; its settings are {sorted(names)},"
-                f" got {sorted(data)}"
+                f"our connectors are configured by --epd-role; these settings are {sorted(names)}, got {sorted(data)}"
             )
         return cls(**data)
 
@@ -57,7 +55,7 @@ class EmbeddingSettings:
         return asdict(self)
 
     def peer_address(self, data_parallel_rank: int) -> str:
-        """Where peers reach the agent that offers embeddings."""
+        """Where peers reach the agent that offers."""
         return f"tcp://{self.host}:{self.port + data_parallel_rank}"
 
     def agent_config(
@@ -68,21 +66,66 @@ class EmbeddingSettings:
         device: "torch.device",
         *,
         offers: bool,
+        content: str = "embeddings",
+        packing: "Packing | None" = None,
     ) -> "AgentConfig":
-        """What the agent of one worker is made from; the shared secret comes from the environment."""
+        """What the agent of one worker is made from; the shared secret comes from the environment.
+
+        Args:
+            fingerprint: of the instance.
+            data_parallel_rank: of the worker.
+            tensor_parallel_rank: of the worker.
+            device: of the model.
+            offers: whether this agent is the one of its rank that offers.
+            content: what its items are, as both sides of a transfer must take them.
+            packing: in which form it offers them, and how they are checked; by default as they are, and not at all.
+        """
         from vllm_epd.transfer.agent import AgentConfig
         from vllm_epd.transfer.handshake import Identity
+        from vllm_epd.transfer.packing import Packing
         from vllm_epd.transfer.tiers import TransferMemory
 
         return AgentConfig(
-            identity=Identity(self.epoch, fingerprint, os.environ.get(TOKEN_ENV, "").encode()),
+            identity=Identity(self.epoch, fingerprint, os.environ.get(TOKEN_ENV, "").encode(), content),
             command=self.command_address(data_parallel_rank, tensor_parallel_rank),
             listen=self.peer_address(data_parallel_rank) if offers else None,
             memory=TransferMemory(self.pool_bytes, str(device), self.transport, self.nixl_backend),
             lease_s=self.lease_s,
             timeout_s=self.fetch_timeout_s,
+            packing=packing or Packing(),
         )
 
     def command_address(self, data_parallel_rank: int, tensor_parallel_rank: int) -> str:
         """Where the scheduler half reaches the agent of one worker: an abstract socket, gone with its owner."""
         return f"ipc://@epd-{self.epoch}-{data_parallel_rank}-{tensor_parallel_rank}"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingSettings(AgentSettings):
+    """One instance's embedding connector.
+
+    Attributes:
+        tower: whether the instance can encode by itself.
+        codec: how the embeddings that it offers are encoded.
+        check: how they are checked.
+    """
+
+    tower: bool
+    codec: str = "none"
+    check: str = "none"
+
+    def packing(self, row_bytes: int, number_bytes: int) -> "Packing":
+        """In which form embeddings are offered.
+
+        Args:
+            row_bytes: size of the vector that the encoder makes for one placeholder token.
+            number_bytes: size of one number of it.
+        """
+        from vllm_epd.transfer.packing import Packing
+
+        return Packing(self.codec, self.check, row_bytes, number_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class KVSettings(AgentSettings):
+    """One instance's KV connector; a pool of 0 bytes is sized by the longest prompt. Its chunks travel as they are."""

@@ -5,6 +5,7 @@ import hmac
 import logging
 import os
 from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -13,10 +14,12 @@ from fastapi import HTTPException, Request
 
 from vllm_epd.compat.embeddings import embedding_row_bytes
 from vllm_epd.compat.fingerprint import fingerprint_of
+from vllm_epd.compat.registry import KV_CONNECTOR
+from vllm_epd.compat.resumable import may_resume
 from vllm_epd.connectors.agent_client import AgentClient
-from vllm_epd.connectors.settings import EmbeddingSettings
+from vllm_epd.connectors.settings import EmbeddingSettings, KVSettings
 from vllm_epd.errors import PeerError
-from vllm_epd.roles.metrics import publish_pool_metrics
+from vllm_epd.roles.metrics import EMBEDDINGS, KV, publish_pool_metrics
 from vllm_epd.roles.registrar import Registrar
 from vllm_epd.roles.serve import ATTRIBUTE, Instance
 from vllm_epd.transfer.pool import PAGE_BYTES
@@ -25,6 +28,7 @@ from vllm_epd.types import TOKEN_ENV, Fingerprint, InstanceInfo
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.datastructures import State
+    from vllm.config import KVTransferConfig
     from vllm.engine.protocol import EngineClient
 
 logger = logging.getLogger(__name__)
@@ -47,8 +51,22 @@ class ReleaseRequest(msgspec.Struct, forbid_unknown_fields=True):
     rank: int = 0
 
 
+class ExpectRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """A request will come for the KV cache that the agent `rank` of `epoch` offers as `transfer`."""
+
+    transfer: str
+    epoch: str
+    rank: int = 0
+
+
+class ForgetRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """No request will come for `transfer` any more."""
+
+    transfer: str
+
+
 class AdminPlugin:
-    """`/epd/info`, `/epd/pool` and `/epd/leases`, and a registrar where `--epd-router` is given."""
+    """`/epd/info`, `/epd/pool`, `/epd/leases` and `/epd/kv`, and a registrar where `--epd-router` is given."""
 
     name = "epd"
     required_tasks = ("generate",)
@@ -58,10 +76,13 @@ class AdminPlugin:
         self._registrar: Registrar | None = None
         self._state: State | None = None
         self._agents: AgentClient | None = None
+        self._kv_agents: AgentClient | None = None
         self._url = ""
         self._fingerprint: Fingerprint | None = None
         self._limits: dict[str, int] = {}
         self._addresses: tuple[str, ...] = ()
+        self._kv = ""
+        self._kv_addresses: tuple[str, ...] = ()
 
     def attach_router(self, app: "FastAPI") -> None:
         """Add the routes."""
@@ -69,6 +90,8 @@ class AdminPlugin:
         app.add_api_route("/epd/pool", self.pool, methods=["GET"])
         app.add_api_route("/epd/leases", self.take_lease, methods=["POST"])
         app.add_api_route("/epd/leases/release", self.release_leases, methods=["POST"])
+        app.add_api_route("/epd/kv/expect", self.expect_kv, methods=["POST"])
+        app.add_api_route("/epd/kv/forget", self.forget_kv, methods=["POST"])
         app.router.add_event_handler("shutdown", self.stop)
 
     async def init_state(self, engine_client: "EngineClient | None", state: "State", args: Namespace) -> None:
@@ -93,12 +116,31 @@ class AdminPlugin:
                 "max_item_bytes": item_bytes,
             }
             self._addresses = tuple(settings.peer_address(rank) for rank in range(dp_size))
-        publish_pool_metrics([ranks[0] for ranks in commands], self._models()[0])
+        publish_pool_metrics(EMBEDDINGS, [ranks[0] for ranks in commands], self._models()[0])
+        self._connect_kv(args.kv_transfer_config, dp_size)
+        if self._instance.roles.prefill != self._instance.roles.decode:
+            self._limits["resume"] = int(may_resume(config, state.openai_serving_chat, args))
         if self._instance.config.router is not None:
-            self._registrar = Registrar(
-                self._instance.config.router, _health_url(args), self.info, self._agents.set_peers
-            )
+            self._registrar = Registrar(self._instance.config.router, _health_url(args), self.info, self._set_peers)
             self._registrar.start()
+
+    def _connect_kv(self, config: "KVTransferConfig | None", dp_size: int) -> None:
+        """Learn how KV caches travel, and connect to the agents that move them where they are ours."""
+        if config is None:
+            return
+        self._kv = self._instance.config.kv_connector if self._instance else ""
+        if config.kv_connector == KV_CONNECTOR:
+            settings = KVSettings.from_extra_config(config.kv_connector_extra_config)
+            commands = [settings.command_address(rank, 0) for rank in range(dp_size)]
+            self._kv_agents = AgentClient([[command] for command in commands])
+            publish_pool_metrics(KV, commands, self._models()[0])
+            if config.is_kv_producer:
+                self._kv_addresses = tuple(settings.peer_address(rank) for rank in range(dp_size))
+
+    async def _set_peers(self, addresses: Mapping[str, Sequence[str]]) -> None:
+        for agents in (self._agents, self._kv_agents):
+            if agents is not None:
+                await agents.set_peers(addresses)
 
     def info(self) -> InstanceInfo:
         """This instance as the router sees it."""
@@ -113,6 +155,8 @@ class AdminPlugin:
             fingerprint=self._fingerprint,
             limits=self._limits,
             agents=self._addresses,
+            kv=self._kv,
+            kv_agents=self._kv_addresses,
         )
 
     async def describe(self) -> dict[str, Any]:
@@ -120,10 +164,16 @@ class AdminPlugin:
         return {} if self._instance is None else self.info().to_mapping()
 
     async def pool(self) -> dict[str, Any]:
-        """The answer to `GET /epd/pool`: how full the region for embeddings is; empty without a role."""
+        """The answer to `GET /epd/pool`: how full the region for embeddings is; empty without a role.
+
+        `kv` is the same for KV caches, where they travel over agents of our own.
+        """
         if self._agents is None:
             return {}
-        return dict(msgspec.to_builtins(await self._agents.pool_state()))
+        state = dict(msgspec.to_builtins(await self._agents.pool_state()))
+        if self._kv_agents is not None:
+            state["kv"] = msgspec.to_builtins(await self._kv_agents.pool_state())
+        return state
 
     async def take_lease(self, request: Request) -> dict[str, Any]:
         """`POST /epd/leases`: `{"handle": ...}` for an embedding that is held, `{"handle": null}` otherwise."""
@@ -149,12 +199,26 @@ class AdminPlugin:
             raise HTTPException(400, str(error)) from error
         return {}
 
+    async def expect_kv(self, request: Request) -> dict[str, Any]:
+        """`POST /epd/kv/expect`: fetch a KV cache while its producer still makes it."""
+        agents = self._authorized_kv(request)
+        wanted = _decoded(await request.body(), ExpectRequest)
+        await agents.expect(wanted.rank, wanted.transfer, wanted.epoch)
+        return {}
+
+    async def forget_kv(self, request: Request) -> dict[str, Any]:
+        """`POST /epd/kv/forget`: nobody comes for a KV cache; an unknown one is no error."""
+        agents = self._authorized_kv(request)
+        await agents.forget(_decoded(await request.body(), ForgetRequest).transfer)
+        return {}
+
     async def stop(self) -> None:
         """Sign off at the router."""
         if self._registrar is not None:
             await self._registrar.stop()
-        if self._agents is not None:
-            self._agents.close()
+        for agents in (self._agents, self._kv_agents):
+            if agents is not None:
+                agents.close()
 
     def _authorized(self, request: Request) -> AgentClient:
         if self._agents is None:
@@ -162,8 +226,14 @@ class AdminPlugin:
         token = os.environ.get(TOKEN_ENV)
         shown = request.headers.get("Authorization", "")
         if token and not hmac.compare_digest(shown.encode(), f"Bearer {token}".encode()):
-            raise HTTPException(401, f"leases are given to the router alone; show the token of {TOKEN_ENV}")
+            raise HTTPException(401, f"this is for the router alone; show the token of {TOKEN_ENV}")
         return self._agents
+
+    def _authorized_kv(self, request: Request) -> AgentClient:
+        self._authorized(request)
+        if self._kv_agents is None:
+            raise HTTPException(404, "this instance takes in no KV caches over agents of its own")
+        return self._kv_agents
 
     def _models(self) -> tuple[str, ...]:
         served = self._served()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_epd.errors import ConfigError, RoleConflictError
+from vllm_epd.errors import RoleConflictError
 from vllm_epd.types import RoleSet
 
 NO_TOWER_LIMITS: Mapping[str, int] = {"image": 0, "video": 0, "audio": 0, "vision_chunk": 0}
@@ -27,48 +27,35 @@ SEVERAL_WORKERS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class KVSettings:
-    """The side that an instance takes in KV transfers, in vLLM's words."""
-
-    role: str
-    lease_s: int
-
-
-@dataclass(frozen=True, slots=True)
 class Derived:
     """What a role means for vLLM.
 
     Attributes:
         ec_role: `ec_producer`, `ec_consumer` or `ec_both`.
-        kv: KV transfer settings; None where prefill and decode stay together.
+        kv_role: `kv_producer` or `kv_consumer`; None where prefill and decode stay together.
         arguments: values for vLLM's own arguments, by their names.
         tower: whether the instance loads the encoders.
         language_model: whether it loads the language model.
     """
 
     ec_role: str
-    kv: KVSettings | None
+    kv_role: str | None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     tower: bool = True
     language_model: bool = True
 
 
-def derive(roles: RoleSet, given: Mapping[str, Any], kv_connector: str, kv_lease_s: int, *, cpu: bool) -> Derived:
+def derive(roles: RoleSet, given: Mapping[str, Any], *, cpu: bool) -> Derived:
     """Derive vLLM's configuration from `roles`.
 
     Args:
         roles: what the instance is to be.
         given: vLLM's arguments that the user set, by name.
-        kv_connector: `nixl`.
-        kv_lease_s: how long prefilled KV waits for its decoder.
         cpu: whether vLLM runs on the CPU.
 
     Raises:
         RoleConflictError: the user set something that the role needs otherwise.
-        ConfigError: an unknown KV connector.
     """
-    if kv_connector != "nixl":
-        raise ConfigError(f"--epd-kv-connector {kv_connector}: unknown, expected nixl")
     _check_conflicts(roles, given)
     arguments: dict[str, Any] = {}
     if not roles.encode:
@@ -82,7 +69,7 @@ def derive(roles: RoleSet, given: Mapping[str, Any], kv_connector: str, kv_lease
         arguments["distributed_executor_backend"] = IN_PROCESS_EXECUTOR
     return Derived(
         ec_role=_ec_role(roles),
-        kv=_kv_settings(roles, kv_lease_s),
+        kv_role=_kv_role(roles),
         arguments=arguments,
         tower=roles.encode,
         language_model=roles.language_model,
@@ -95,10 +82,10 @@ def _ec_role(roles: RoleSet) -> str:
     return "ec_both" if roles.encode else "ec_consumer"
 
 
-def _kv_settings(roles: RoleSet, lease_s: int) -> KVSettings | None:
+def _kv_role(roles: RoleSet) -> str | None:
     if roles.prefill == roles.decode:
         return None
-    return KVSettings("kv_producer" if roles.prefill else "kv_consumer", lease_s)
+    return "kv_producer" if roles.prefill else "kv_consumer"
 
 
 def _check_conflicts(roles: RoleSet, given: Mapping[str, Any]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of an instance's embedding pools on vLLM's own `/metrics`."""
+"""The numbers of an instance's pools on vLLM's own `/metrics`."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,19 +13,27 @@ from vllm_epd.transfer import wire
 
 ASK_MS = 500
 LABELS = ("model_name", "engine")
+EMBEDDINGS, KV = "embedding_pool", "kv_pool"
+"""The pools of an instance, as its metrics call them."""
+
 GAUGES = {
-    "capacity_bytes": "Size of the embedding pool.",
-    "free_bytes": "Bytes of the embedding pool that belong to no embedding.",
-    "items": "Embeddings in the pool.",
-    "pinned": "Embeddings that a lease, a reader or a waiting request holds.",
-    "pinned_bytes": "Size of the embeddings that a lease, a reader or a waiting request holds.",
+    "capacity_bytes": "Size of the pool.",
+    "free_bytes": "Bytes of the pool that belong to no item.",
+    "items": "Items in the pool: embeddings, or chunks of KV caches.",
+    "pinned": "Items that a lease, a reader or a waiting request holds.",
+    "pinned_bytes": "Size of the items that a lease, a reader or a waiting request holds.",
+    "codec_active": "1 while embeddings are encoded by --epd-embedding-codec.",
+    "codec_refused": "1 once --epd-embedding-codec has been refused.",
+    "codec_error": "Largest error of the codec in a row of the first embeddings, relative to its norm.",
 }
 COUNTERS = {
-    "hits": "Embeddings wanted that the pool held already.",
-    "encoded": "Embeddings put into the pool by this instance's encoder.",
-    "fetched": "Embeddings brought into the pool from other instances.",
-    "fetched_bytes": "Size of the embeddings brought into the pool from other instances.",
-    "evicted": "Embeddings dropped from the pool to make room.",
+    "hits": "Items wanted that the pool held already.",
+    "encoded": "Items put into the pool by this instance's own model.",
+    "raw_bytes": "Size of the items put into the pool by this instance's own model, before the codec.",
+    "stored_bytes": "Size of the items put into the pool by this instance's own model, after the codec.",
+    "fetched": "Items brought into the pool from other instances.",
+    "fetched_bytes": "Size of the items brought into the pool from other instances.",
+    "evicted": "Items dropped from the pool to make room.",
     "expired": "Leases and reads that ran out.",
     "refused": "Peers that were not let in.",
 }
@@ -34,8 +42,9 @@ COUNTERS = {
 class PoolCollector(Collector):
     """Asks the agents when it is asked."""
 
-    def __init__(self, addresses: Sequence[str], model: str) -> None:
+    def __init__(self, pool: str, addresses: Sequence[str], model: str) -> None:
         """Report on the agents at `addresses`, in order of data-parallel rank."""
+        self._pool = pool
         self._addresses = list(addresses)
         self._model = model
 
@@ -48,16 +57,16 @@ class PoolCollector(Collector):
         states = [(str(rank), _ask(address)) for rank, address in enumerate(self._addresses)]
         for names, family in ((GAUGES, GaugeMetricFamily), (COUNTERS, CounterMetricFamily)):
             for name, text in names.items():
-                metric = family(f"vllm_epd:embedding_pool_{name}", text, labels=LABELS)
+                metric = family(f"vllm_epd:{self._pool}_{name}", text, labels=LABELS)
                 for rank, state in states:
                     if state is not None:
                         metric.add_metric((self._model, rank), getattr(state, name))
                 yield metric
 
 
-def publish_pool_metrics(addresses: Sequence[str], model: str) -> None:
-    """Add the pools behind `addresses` to this process's metrics; once."""
-    REGISTRY.register(PoolCollector(addresses, model))
+def publish_pool_metrics(pool: str, addresses: Sequence[str], model: str) -> None:
+    """Add the pools of one kind behind `addresses` to this process's metrics; once."""
+    REGISTRY.register(PoolCollector(pool, addresses, model))
 
 
 def _ask(address: str) -> wire.PoolState | None:

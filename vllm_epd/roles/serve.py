@@ -5,6 +5,7 @@ import argparse
 import logging
 import os
 import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,14 +14,15 @@ from typing import Any
 from vllm_epd.compat.cli import given_arguments, runs_on_cpu, wrap_cli
 from vllm_epd.compat.items import install as name_items
 from vllm_epd.compat.lora import install as take_in_adapters
-from vllm_epd.compat.registry import CONNECTOR, register
+from vllm_epd.compat.registry import CONNECTOR, KV_CONNECTOR, register
+from vllm_epd.compat.resume import install as go_on_from_first_tokens
 from vllm_epd.compat.vllm import share_logging
 from vllm_epd.config import INSTANCE_FLAGS, InstanceConfig, load_instance_config
-from vllm_epd.connectors.settings import EmbeddingSettings
+from vllm_epd.connectors.settings import EmbeddingSettings, KVSettings
 from vllm_epd.errors import ConfigError
 from vllm_epd.roles.address import advertised_host, free_port
 from vllm_epd.roles.derive import RANK_PORTS, Derived, derive
-from vllm_epd.types import ROLE_ENV, RoleSet
+from vllm_epd.types import ROLE_ENV, RoleSet, kv_epoch
 
 logger = logging.getLogger(__name__)
 
@@ -69,20 +71,21 @@ def apply_role(args: argparse.Namespace) -> None:
     if config.role is None:
         return
     roles = RoleSet.parse(config.role)
-    derived = derive(roles, given_arguments(args), config.kv_connector, config.kv_lease_s, cpu=runs_on_cpu())
+    derived = derive(roles, given_arguments(args), cpu=runs_on_cpu())
     host = advertised_host(config.advertise, config.router, args.host)
     instance = Instance(config, roles, uuid.uuid4().hex, host)
     for name, value in derived.arguments.items():
         setattr(args, name, value)
     args.ec_transfer_config = _ec_config(instance, derived)
-    if derived.kv is not None:
-        args.kv_transfer_config = _kv_config(instance, derived)
+    if derived.kv_role is not None:
+        args.kv_transfer_config = KV_CONFIGS[config.kv_connector](instance, derived.kv_role)
     os.environ[ROLE_ENV] = str(roles)
     _allow_endpoint_plugin()
     setattr(args, ATTRIBUTE, instance)
     share_logging()
     register()
     name_items()
+    go_on_from_first_tokens()
     take_in_adapters()
     # vLLM only logs an endpoint plugin that does not load, and the instance would never register.
     import_module("vllm_epd.roles.admin")
@@ -102,15 +105,12 @@ def _ec_config(instance: Instance, derived: Derived) -> Any:
 
     config = instance.config
     settings = EmbeddingSettings(
-        epoch=instance.epoch,
-        host=instance.host,
-        port=free_port(instance.host, RANK_PORTS),
+        **_agents(instance, instance.epoch),
         pool_bytes=config.pool_bytes,
         lease_s=config.lease_s,
-        fetch_timeout_s=config.fetch_timeout_s,
-        transport=config.transport,
-        nixl_backend=config.nixl_backend,
         tower=derived.tower,
+        codec=config.embedding_codec,
+        check=config.embedding_check,
     )
     return ECTransferConfig(
         ec_connector=CONNECTOR,
@@ -120,18 +120,49 @@ def _ec_config(instance: Instance, derived: Derived) -> Any:
     )
 
 
-def _kv_config(instance: Instance, derived: Derived) -> Any:
+def _agents(instance: Instance, epoch: str) -> dict[str, Any]:
+    """What the agents of both connectors have in common."""
+    config = instance.config
+    return {
+        "epoch": epoch,
+        "host": instance.host,
+        "port": free_port(instance.host, RANK_PORTS),
+        "fetch_timeout_s": config.fetch_timeout_s,
+        "transport": config.transport,
+        "nixl_backend": config.nixl_backend,
+    }
+
+
+def _own_kv_config(instance: Instance, role: str) -> Any:
     from vllm.config import KVTransferConfig
 
-    assert derived.kv is not None
+    config = instance.config
+    settings = KVSettings(
+        **_agents(instance, kv_epoch(instance.epoch)), pool_bytes=config.kv_pool_bytes or 0, lease_s=config.kv_lease_s
+    )
+    return KVTransferConfig(
+        kv_connector=KV_CONNECTOR,
+        kv_role=role,
+        engine_id=instance.epoch,
+        kv_connector_extra_config=settings.to_extra_config(),
+    )
+
+
+def _nixl_kv_config(instance: Instance, role: str) -> Any:
+    from vllm.config import KVTransferConfig
+
     os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = instance.host
     os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(free_port(instance.host, RANK_PORTS))
     return KVTransferConfig(
         kv_connector="NixlConnector",
-        kv_role=derived.kv.role,
+        kv_role=role,
         engine_id=instance.epoch,
-        kv_connector_extra_config={"kv_lease_duration": derived.kv.lease_s, "num_threads": NIXL_THREADS},
+        kv_connector_extra_config={"kv_lease_duration": instance.config.kv_lease_s, "num_threads": NIXL_THREADS},
     )
+
+
+KV_CONFIGS: Mapping[str, Callable[[Instance, str], Any]] = {"epd": _own_kv_config, "nixl": _nixl_kv_config}
+"""By `--epd-kv-connector`: vLLM's KV transfer configuration for one side."""
 
 
 def _allow_endpoint_plugin() -> None:

@@ -68,6 +68,22 @@ def handed_over(answer: JsonObject, instance: str) -> JsonObject:
     )
 
 
+def offered(answer: JsonObject, transfer: str, instance: str) -> JsonObject:
+    """What a prefill instance says of the KV cache that it was asked to offer as `transfer` over our own connector.
+
+    Raises:
+        UpstreamError: it offers none, or another one.
+    """
+    params = answer.get("kv_transfer_params")
+    found = params.get("epd") if isinstance(params, dict) else None
+    if isinstance(found, dict) and found.get("transfer") == transfer and isinstance(found.get("epoch"), str):
+        return found
+    raise UpstreamError(
+        f"prefill instance {instance} did not offer its KV cache (no transfer {transfer} in its answer)",
+        stage="prefill",
+    )
+
+
 def opening_failure(events: bytes, instance: str) -> UpstreamError | None:
     """The failure with which a stream begins, if it does; chunks that say nothing yet may come before it.
 

@@ -16,6 +16,7 @@ from vllm_epd.router.instances import InstanceRegistry
 from vllm_epd.router.keys import PEERS, PIPELINE, SERVICES
 from vllm_epd.router.leases import LeaseClient
 from vllm_epd.router.metrics import Metrics
+from vllm_epd.router.offers import KvClient
 from vllm_epd.router.peers import PeerTable
 from vllm_epd.router.policies import policy_named
 from vllm_epd.router.server import run_until_signal
@@ -40,6 +41,7 @@ def create_app(config: RouterConfig, clock: Callable[[], float] = time.monotonic
         chooser=Chooser(policy_named(config.policy)),
         metrics=Metrics(),
         encoders=Encoders(LeaseClient(client, config), config.reuse_entries),
+        kv=KvClient(client, config),
     )
     app[PEERS] = PeerTable(registry)
     app[PIPELINE] = build_pipeline()
@@ -66,6 +68,7 @@ async def _open_client(app: web.Application) -> AsyncIterator[None]:
     await services.client.start()
     yield
     await services.encoders.leases.close()
+    await services.kv.close()
     await services.client.close()
 
 

@@ -14,6 +14,7 @@ from vllm_epd.router.instances import Instance, InstanceRegistry
 from vllm_epd.router.jsonio import JsonObject
 from vllm_epd.router.media import EncodedItem
 from vllm_epd.router.metrics import Metrics
+from vllm_epd.router.offers import KvClient, Offer
 from vllm_epd.router.plan import Route, peers, serving
 from vllm_epd.router.policies import Policy
 from vllm_epd.router.requests import Branch, ClientRequest, without_media
@@ -45,6 +46,7 @@ class Services:
     chooser: Chooser
     metrics: Metrics
     encoders: Encoders
+    kv: KvClient
 
 
 @dataclass(slots=True)
@@ -61,7 +63,9 @@ class RequestContext:
         route: the way, once planned.
         items: the encoded media, by their place among the media parts.
         leases: what keeps their embeddings until they are prefilled.
+        offer: the KV cache that P is asked to offer over our own connector.
         kv: where the KV cache of the prompt lies, once prefilled for another instance.
+        resumes: the first token is P's, and the instance that decodes goes on from it.
         answered: the sink has the whole answer.
         hold: what is counted as busy on behalf of this request before its calls are made.
     """
@@ -75,7 +79,9 @@ class RequestContext:
     route: Route | None = None
     items: dict[int, EncodedItem] = field(default_factory=dict)
     leases: Leases = field(default_factory=Leases)
+    offer: Offer | None = None
     kv: JsonObject | None = None
+    resumes: bool = False
     answered: bool = False
     hold: ExitStack = field(default_factory=ExitStack)
 
@@ -96,6 +102,11 @@ class RequestContext:
         """Let go of the media once all of it is encoded."""
         if (items := self.encoded) is not None:
             self.request = without_media(self.request, items)
+
+    def close_offer(self) -> None:
+        """Have D forget what it was told to expect; nothing if it was told nothing."""
+        if self.offer is not None:
+            self.offer.close()
 
     def forget_body(self) -> None:
         """Let go of the client's body once the last instance has it."""

@@ -45,6 +45,12 @@ class Metrics:
             ["source"],
             registry=self._collected,
         )
+        self._first_tokens = Counter(
+            f"{_PREFIX}first_tokens",
+            "First tokens of prompts prefilled for another instance over our own connector, by who sampled them.",
+            ["source"],
+            registry=self._collected,
+        )
         self._encode_waiting = Gauge(
             f"{_PREFIX}encode_waiting",
             "Requests that wait for room in the pools of encode instances.",
@@ -74,6 +80,10 @@ class Metrics:
     def reused(self) -> None:
         """Count a media part whose embedding an instance still held."""
         self._embeddings.labels("reused").inc()
+
+    def first_token(self, source: Role) -> None:
+        """Count a prompt by who samples the first token that its client sees."""
+        self._first_tokens.labels(source.value).inc()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From whom instances may take embeddings: the transfer agents of all that are registered."""
+"""From whom instances may take embeddings and KV caches: the transfer agents of all that are registered."""
 
 import asyncio
 import secrets
@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from vllm_epd.router.instances import InstanceRegistry
 from vllm_epd.router.jsonio import JsonObject
+from vllm_epd.types import InstanceInfo, kv_epoch
 
 
 class PeerTable:
@@ -24,10 +25,10 @@ class PeerTable:
 
     def now(self) -> JsonObject:
         """The table and its version."""
-        live = self._registry.listed()
+        agents = [entry for each in self._registry.listed() for entry in _agents(each.info)]
         return {
             "version": f"{self._run}-{self._registry.revision}",
-            "peers": {each.info.epoch: list(each.info.agents) for each in live if each.info.agents},
+            "peers": {epoch: list(addresses) for epoch, addresses in agents if addresses},
         }
 
     async def after(self, version: str | None, wait_s: float) -> JsonObject:
@@ -46,3 +47,7 @@ class PeerTable:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _agents(info: InstanceInfo) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return (info.epoch, info.agents), (kv_epoch(info.epoch), info.kv_agents)

@@ -59,6 +59,7 @@ class Pipeline:
             await self._run(ctx)
         finally:
             ctx.leases.abandon(ctx.services.encoders.leases.release)
+            ctx.close_offer()
 
     async def _run(self, ctx: RequestContext) -> None:
         for left in reversed(range(RETRIES + 1)):

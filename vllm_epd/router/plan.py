@@ -88,21 +88,25 @@ def plan_route(instances: Sequence[Instance], *, has_media: bool, pick: Pick, ke
         keep: an earlier way with media encoded apart already; the new one can use these embeddings.
 
     Raises:
-        NoInstanceError: a stage has no instance, or none of the same fingerprint as the others.
+        NoInstanceError: a stage has no instance, or none of the same fingerprint as the others, or no prefill instance
+            has a decode instance of the same KV connector.
     """
     needed = MEDIA if has_media else TEXT
     allowed = [each for each in instances if keep is None or each.info.fingerprint == keep.group]
     complete = [group for group in groups(allowed) if not missing(group, needed)]
     if not complete:
         raise NoInstanceError(_why_none(allowed, needed), retry_after_s=RETRY_AFTER_S)
-    candidates = [
-        each
+    prefilling = [
+        (each, group)
         for group in complete
         for each in group
         if each.info.roles.prefill and not (keep is not None and each.info.roles.encode)
     ]
-    if not candidates:
+    if not prefilling:
         raise NoInstanceError("no prefill instance is available any more", retry_after_s=RETRY_AFTER_S)
+    candidates = [each for each, group in prefilling if _decodable(each, group)]
+    if not candidates:
+        raise NoInstanceError(_why_not_decodable(*prefilling[0]), retry_after_s=RETRY_AFTER_S)
     return Route.through(pick(Role.PREFILL, candidates), has_media=has_media)
 
 
@@ -110,7 +114,7 @@ def peers(instances: Iterable[Instance], route: Route, role: Role) -> tuple[Inst
     """Those that may take the part of `role` in a request of this route.
 
     Encoding goes to instances that do nothing else, if there are any. Prefill goes to instances that lead
-    to the same way.
+    to the same way, and decode to those that can take over the KV cache.
 
     Raises:
         NoInstanceError: there are none.
@@ -121,7 +125,9 @@ def peers(instances: Iterable[Instance], route: Route, role: Role) -> tuple[Inst
     if role is Role.PREFILL:
         media = route.encodes_apart or route.raw_media
         same = [Route.through(each, has_media=media) for each in found]
-        found = tuple(each.prefill for each in same if (each.splits, each.raw_media) == (route.splits, route.raw_media))
+        found = tuple(each.prefill for each in same if _way(each) == _way(route))
+    if role is Role.DECODE and route.splits:
+        found = tuple(each for each in found if each.info.kv == route.prefill.info.kv)
     if not found:
         raise NoInstanceError(f"no {role} instance is available any more", retry_after_s=RETRY_AFTER_S)
     return found
@@ -139,6 +145,29 @@ def missing(instances: Iterable[Instance], needed: Iterable[Role] = MEDIA) -> li
     """The stages of `needed` that none of the instances serves."""
     present = {role for each in instances for role in each.info.roles.roles}
     return [role for role in needed if role not in present]
+
+
+def _way(route: Route) -> tuple[bool, bool, str]:
+    return route.splits, route.raw_media, route.prefill.info.kv
+
+
+def _decodable(prefill: Instance, group: Iterable[Instance]) -> bool:
+    """Whether the instance decodes itself, or one of its group can take over its KV caches."""
+    return prefill.info.roles.decode or any(
+        each.info.roles.decode and each.info.kv == prefill.info.kv for each in group
+    )
+
+
+def _why_not_decodable(prefill: Instance, group: Iterable[Instance]) -> str:
+    decode = next(each for each in group if each.info.roles.decode)
+    return (
+        f"no decode instance can take over the KV caches of {prefill.name}:"
+        f" its KV connector is {_connector(prefill)}, that of {decode.name} is {_connector(decode)}"
+    )
+
+
+def _connector(instance: Instance) -> str:
+    return instance.info.kv or "none"
 
 
 def _why_none(instances: Sequence[Instance], needed: Sequence[Role]) -> str:

@@ -27,6 +27,13 @@ KEEP_KV: JsonObject = {
 }
 
 
+#: How many tokens vLLM generates for a completion whose client does not say.
+COMPLETION_TOKENS = 16
+
+#: What P is not asked for: it answers once.
+_OF_STREAMS = ("stream_options", "stream_interval")
+
+
 class Api(Enum):
     """The two generating APIs."""
 
@@ -95,6 +102,15 @@ class ClientRequest:
         indices = ((prompt, choice) for prompt in range(len(self.prompts)) for choice in range(self.n))
         return tuple(Branch(index, *pair) for index, pair in enumerate(indices))
 
+    @property
+    def max_tokens(self) -> int | None:
+        """How many tokens the client asks for at most; None if it leaves that to the instance."""
+        if self.api is Api.COMPLETION:
+            asked = self.body.get("max_tokens")
+            return COMPLETION_TOKENS if asked is None else asked
+        asked = self.body.get("max_completion_tokens")
+        return self.body.get("max_tokens") if asked is None else asked
+
 
 def without_media(request: ClientRequest, items: Sequence[EncodedItem]) -> ClientRequest:
     """The same request with its encoded media replaced by metadata; only encoding needs the data.
@@ -136,19 +152,35 @@ def encode_body(request: ClientRequest, media: MediaPart) -> JsonObject:
     }
 
 
-def prefill_body(request: ClientRequest, branch: Branch, items: Sequence[EncodedItem] | None) -> JsonObject:
+def prefill_body(
+    request: ClientRequest,
+    branch: Branch,
+    items: Sequence[EncodedItem] | None,
+    *,
+    offer: str | None = None,
+    samples: bool = False,
+) -> JsonObject:
     """What a prefill instance gets whose KV cache another instance takes over.
 
     Args:
         request: the client's request.
         branch: which prompt.
         items: the encoded media; None if this instance is to encode it itself.
+        offer: under which name it is to offer the KV cache over our own connector; None if over vLLM's.
+        samples: its token is the first one of the answer, so that it has to know how to sample.
     """
     raw_media = items is None and bool(request.media)
-    dests = (Dest.ALL, Dest.PROMPT, Dest.MEDIA) if raw_media else (Dest.ALL, Dest.PROMPT)
+    dests = [Dest.ALL, Dest.PROMPT]
+    if raw_media:
+        dests.append(Dest.MEDIA)
+    if samples:
+        dests.append(Dest.OUTPUT)
     body = fields.select(request.api.rules, request.body, *dests)
+    for name in _OF_STREAMS:
+        body.pop(name, None)
     _set_prompt(body, request, branch, items)
-    body |= {"max_tokens": 1, "stream": False, "kv_transfer_params": KEEP_KV}
+    keep = KEEP_KV if offer is None else {"epd": {"offer": offer}}
+    body |= {"max_tokens": 1, "stream": False, "kv_transfer_params": keep}
     if request.body.get("max_completion_tokens") is not None:
         body["max_completion_tokens"] = 1
     if raw_media:

@@ -10,8 +10,10 @@ from vllm_epd.errors import RequestError, UpstreamError
 from vllm_epd.router import sse
 from vllm_epd.router.answers import decode_answer
 from vllm_epd.router.choices import StreamMerger
+from vllm_epd.router.continuation import StreamContinuation, continued_answer
 from vllm_epd.router.failures import error_body
 from vllm_epd.router.jsonio import JsonObject, encode
+from vllm_epd.router.opening import Opening
 from vllm_epd.types import Role
 
 
@@ -121,3 +123,26 @@ class MergingSink:
             raise UpstreamError("a choice failed", stage=Role.DECODE.value, body=data)
         merged = self._merger.chunk(self._index, chunk)
         return b"" if merged is None else sse.event(encode(merged))
+
+
+class ResumedSink:
+    """Goes on with an answer whose first token P has sampled; in a stream, the client has that token."""
+
+    def __init__(self, target: Sink, opening: Opening) -> None:
+        self._target = target
+        self._opening = opening
+        self._continuation = StreamContinuation(opening)
+
+    @property
+    def started(self) -> bool:
+        """Whether the client has seen a part of the answer."""
+        return self._target.started
+
+    async def body(self, raw: bytes) -> None:
+        """Put the first token before a whole answer."""
+        await self._target.body(continued_answer(self._opening, raw))
+
+    async def events(self, events: bytes) -> None:
+        """Pass on what follows the first token."""
+        if out := self._continuation.rewrite(events):
+            await self._target.events(out)

@@ -8,8 +8,8 @@ takes away tensors under short locks, the agent's event loop does the rest.
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 import torch
@@ -18,9 +18,12 @@ import zmq.asyncio
 
 from vllm_epd.errors import TransferError
 from vllm_epd.transfer.commands import Commands
+from vllm_epd.transfer.expectations import Expectations
 from vllm_epd.transfer.fetch import Fetcher
 from vllm_epd.transfer.handshake import Identity
+from vllm_epd.transfer.items import StoredItem
 from vllm_epd.transfer.landings import Landings, Offers, Room
+from vllm_epd.transfer.packing import Packing
 from vllm_epd.transfer.peers import PeerBook
 from vllm_epd.transfer.pool import PAGE_BYTES
 from vllm_epd.transfer.serve import Server
@@ -43,6 +46,7 @@ class AgentConfig:
         page_bytes: size of the region's pages.
         lease_s: how long what is offered waits for its consumer.
         timeout_s: how long a fetch, or a wait for room, may take before it fails.
+        packing: in which form embeddings are offered, and how they are checked.
     """
 
     identity: Identity
@@ -52,6 +56,7 @@ class AgentConfig:
     page_bytes: int = PAGE_BYTES
     lease_s: float = 60.0
     timeout_s: float = 30.0
+    packing: Packing = field(default_factory=Packing)
 
 
 class TransferAgent:
@@ -85,6 +90,16 @@ class TransferAgent:
         """
         return self._landings.load(landing, key, device)
 
+    def read(
+        self, landing: int, key: str, use: Callable[[StoredItem, Sequence[torch.Tensor]], None], *, on_device: bool
+    ) -> None:
+        """Have `use` read what has landed where it lies, see `EmbeddingStore.read`; counts as a load.
+
+        Raises:
+            EmbeddingLostError: it has not landed, or was dropped.
+        """
+        self._landings.read(landing, key, use, on_device=on_device)
+
     def close(self) -> None:
         """Stop the thread and free the region; a second call does nothing."""
         if self._thread.is_alive():
@@ -95,7 +110,7 @@ class TransferAgent:
         try:
             tiers = open_tiers(self._config.memory)
             try:
-                self.store = EmbeddingStore(tiers.region, self._config.page_bytes)
+                self.store = EmbeddingStore(tiers.region, self._config.page_bytes, self._config.packing)
                 self._loop.run_until_complete(self._serve(tiers, started))
             finally:
                 tiers.close()
@@ -111,12 +126,20 @@ class TransferAgent:
         config = self._config
         with zmq.asyncio.Context() as context:
             peers, room = PeerBook(), Room(self.store)
-            server = Server(config.identity, tiers, self.store, config.timeout_s)
             fetcher = Fetcher(context, config.identity, tiers, peers, config.timeout_s)
             self._landings = Landings(self.store, fetcher, room)
             offers = Offers(self.store, self._landings, room, config.lease_s, config.timeout_s)
+            server = Server(
+                config.identity,
+                tiers,
+                self.store,
+                config.timeout_s,
+                offers.listed,
+                checksums=config.packing.checksum,
+            )
+            expectations = Expectations(self.store, self._landings, fetcher, config.lease_s)
             commands = Commands(
-                self._landings, offers, fetcher, peers, config.timeout_s, self._pool_state(server, tiers)
+                self._landings, offers, expectations, fetcher, peers, config.timeout_s, self._pool_state(server, tiers)
             )
             try:
                 orders = _bind(context, config.command)

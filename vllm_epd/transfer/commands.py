@@ -9,6 +9,7 @@ import zmq.asyncio
 
 from vllm_epd.errors import TransferError
 from vllm_epd.transfer import wire
+from vllm_epd.transfer.expectations import Expectations
 from vllm_epd.transfer.fetch import Fetcher
 from vllm_epd.transfer.landings import Landings, Offers
 from vllm_epd.transfer.peers import PeerBook
@@ -23,6 +24,7 @@ class Commands:
         self,
         landings: Landings,
         offers: Offers,
+        expectations: Expectations,
         fetcher: Fetcher,
         peers: PeerBook,
         timeout_s: float,
@@ -31,6 +33,7 @@ class Commands:
         """A pull fails after `timeout_s`."""
         self._landings = landings
         self._offers = offers
+        self._expectations = expectations
         self._fetcher = fetcher
         self._peers = peers
         self._timeout_s = timeout_s
@@ -72,6 +75,11 @@ class Commands:
                 self._offers.withdraw(command.leases, command.landings)
             case wire.Release():
                 await self._fetcher.acknowledge(command.handle)
+            case wire.Expect():
+                self._expectations.expect(command)
+            case wire.Forget():
+                self._expectations.forget(command.transfer)
+                self._offers.forget(command.transfer)
             case wire.SetPeers():
                 self._peers.set(command.addresses)
                 await self._fetcher.forget_strangers()
@@ -103,7 +111,8 @@ class Commands:
 
     async def _reserve(self, first: int, reserve: wire.Reserve) -> wire.Report:
         try:
-            return wire.Reserved(first, await self._offers.reserve(reserve.items))
+            offered = await self._offers.reserve(reserve.items, reserve.transfer)
+            return wire.Reserved(first, offered.held, offered.sizes)
         except asyncio.CancelledError:
             return wire.ReserveFailed(first, "withdrawn")
         except TimeoutError:

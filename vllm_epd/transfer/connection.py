@@ -63,15 +63,26 @@ class Connection:
         identity.accept(welcome, producer)
         self._link = tiers.connect(welcome.tiers)
 
-    async def fetch(self, key: str) -> wire.Granted | wire.Lost:
-        """Ask for a grant to read `key`; the caller sets the time limit.
+    async def fetch(self, key: str, *, wait: bool = False) -> wire.Granted | wire.Lost:
+        """Ask for a grant to read `key`, with `wait` as soon as it is there; the caller sets the time limit.
 
         Raises:
             PeerError: the producer refuses.
         """
-        reply = await self.ask(wire.Fetch(key, self.tier))
+        reply = await self.ask(wire.Fetch(key, self.tier, wait))
         if not isinstance(reply, wire.Granted | wire.Lost):
             raise self._unexpected("Fetch", reply)
+        return reply
+
+    async def list_transfer(self, transfer: str) -> wire.Listed | wire.Lost:
+        """Ask for the items of a transfer; the caller sets the time limit.
+
+        Raises:
+            PeerError: the producer refuses.
+        """
+        reply = await self.ask(wire.AskTransfer(transfer))
+        if not isinstance(reply, wire.Listed | wire.Lost):
+            raise self._unexpected("AskTransfer", reply)
         return reply
 
     @contextlib.contextmanager
@@ -142,13 +153,21 @@ class Connection:
     async def _read(self) -> None:
         while True:
             frames = await self._socket.recv_multipart()
-            future = self._waiting.get(frames[0]) if len(frames) == 2 else None
-            if future is None or future.done():
+            if len(frames) != 2:
                 continue
+            future = self._waiting.get(frames[0])
             try:
-                future.set_result(wire.decode_reply(frames[1]))
+                reply = wire.decode_reply(frames[1])
             except (TransferError, ValueError, RecursionError) as error:
-                future.set_exception(PeerError(f"{self.address} sent what is no answer: {error}"))
+                if future is not None and not future.done():
+                    future.set_exception(PeerError(f"{self.address} sent what is no answer: {error}"))
+                continue
+            if future is not None and not future.done():
+                future.set_result(reply)
+            elif isinstance(reply, wire.Granted):
+                # Whoever asked for it has gone.
+                with contextlib.suppress(PeerError):
+                    await self.tell(wire.Done(reply.grant))
 
     def _greeted(self) -> Link:
         if self._link is None:

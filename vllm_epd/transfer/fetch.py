@@ -5,9 +5,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from math import prod
+from typing import TypeVar
 
 import torch
 import zmq.asyncio
@@ -15,6 +15,7 @@ import zmq.asyncio
 from vllm_epd.errors import EmbeddingLostError, PeerError, StuckReadError, TransferError
 from vllm_epd.transfer import wire
 from vllm_epd.transfer.base import Read
+from vllm_epd.transfer.codec import CODECS, NONE, item_bytes
 from vllm_epd.transfer.connection import Connection
 from vllm_epd.transfer.handshake import Identity
 from vllm_epd.transfer.peers import PeerBook
@@ -30,16 +31,20 @@ DRAIN_S = 10.0
 SPIN_S = 0.001
 """How long a read is polled without a pause: a small one is over before a timer would ring."""
 
+Answer = TypeVar("Answer")
+
 _Place = tuple[str, int]
 """Epoch and rank of a producer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What the bytes of a fetched embedding are."""
+    """What the bytes of a fetched embedding are, and what they should add up to if the producer says so."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    codec: str
+    checksum: int | None
 
 
 class Fetcher:
@@ -61,14 +66,16 @@ class Fetcher:
         self._timeout_s = timeout_s
         self._connections: dict[_Place, asyncio.Task[Connection]] = {}
 
-    async def fetch(self, handle: wire.EmbeddingHandle, local: Sequence[Span]) -> Fetched:
+    async def fetch(self, handle: wire.EmbeddingHandle, local: Sequence[Span], *, wait: bool = False) -> Fetched:
         """Bring the bytes of one embedding to `local`, as long as it is; the caller sets the time limit.
+
+        With `wait`, as soon as the producer has made it.
 
         Raises:
             EmbeddingLostError: the producer does not hold it any more.
             TransferError: the producer is gone, foreign or not registered.
         """
-        connection, asked_at, granted = await self._granted(handle)
+        connection, asked_at, granted = await self._granted(handle, wait)
         try:
             fetched = _described(granted, handle.nbytes)
             with connection.reading([Span(*span) for span in granted.spans], local) as read:
@@ -103,24 +110,44 @@ class Fetcher:
         for place, connection in self._connected():
             await self._disconnect(place, connection)
 
-    async def _granted(self, handle: wire.EmbeddingHandle) -> tuple[Connection, float, wire.Granted]:
-        """The producer's leave to read, on a new connection where it does not know the old one any more."""
-        place = (handle.epoch, handle.rank)
+    async def list_transfer(self, transfer: str, epoch: str, rank: int) -> list[tuple[str, int]]:
+        """Keys and sizes of the items of a transfer, once its producer knows; the caller sets the time limit.
+
+        Raises:
+            EmbeddingLostError: the producer does not know it.
+            TransferError: the producer is gone, foreign or not registered.
+        """
+        connection, _, reply = await self._ask((epoch, rank), lambda connection: connection.list_transfer(transfer))
+        if isinstance(reply, wire.Lost):
+            raise EmbeddingLostError(f"{connection.address}: {reply.reason}")
+        return reply.items
+
+    async def _granted(self, handle: wire.EmbeddingHandle, wait: bool) -> tuple[Connection, float, wire.Granted]:
+        """The producer's leave to read, and when at the earliest it was given."""
+        connection, asked_at, reply = await self._ask(
+            (handle.epoch, handle.rank), lambda connection: connection.fetch(handle.key, wait=wait)
+        )
+        if isinstance(reply, wire.Lost):
+            raise EmbeddingLostError(f"{connection.address}: {reply.reason}")
+        # Nobody knows when an answer that has waited was given; half of the grant is left for its way here.
+        return connection, time.monotonic() - reply.grant_s / 2 if wait else asked_at, reply
+
+    async def _ask(
+        self, place: _Place, question: Callable[[Connection], Awaitable[Answer]]
+    ) -> tuple[Connection, float, Answer]:
+        """The producer's answer and when it was asked, on a new connection if it does not know the old one any more."""
         known = place in self._connections
         connection = await self._connect(place)
         asked_at = time.monotonic()
         try:
-            reply = await connection.fetch(handle.key)
+            return connection, asked_at, await question(connection)
         except PeerError:
             await self._disconnect(place, connection)
             if not known:
                 raise
-            connection = await self._connect(place)
-            asked_at = time.monotonic()
-            reply = await connection.fetch(handle.key)
-        if isinstance(reply, wire.Lost):
-            raise EmbeddingLostError(f"{connection.address}: {reply.reason}")
-        return connection, asked_at, reply
+        connection = await self._connect(place)
+        asked_at = time.monotonic()
+        return connection, asked_at, await question(connection)
 
     async def _connect(self, place: _Place) -> Connection:
         if place not in self._connections:
@@ -218,6 +245,9 @@ def _described(granted: wire.Granted, nbytes: int) -> Fetched:
         raise PeerError(f"a grant of {granted.grant_s} s")
     if len(granted.shape) > MAX_DIMS:
         raise PeerError(f"a shape of {len(granted.shape)} dimensions")
-    if any(extent < 0 for extent in granted.shape) or prod(granted.shape) * dtype.itemsize != size:
-        raise PeerError(f"shape {granted.shape} of {granted.dtype} does not match {size} bytes")
-    return Fetched(tuple(granted.shape), dtype)
+    if granted.codec not in CODECS:
+        raise PeerError(f"unknown codec {granted.codec!r}, this instance knows {', '.join(CODECS)}")
+    if any(extent < 0 for extent in granted.shape) or item_bytes(granted.shape, dtype, granted.codec) != size:
+        as_codec = "" if granted.codec == NONE else f" as {granted.codec}"
+        raise PeerError(f"shape {granted.shape} of {granted.dtype}{as_codec} does not match {size} bytes")
+    return Fetched(tuple(granted.shape), dtype, granted.codec, granted.checksum)

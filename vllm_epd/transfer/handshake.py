@@ -32,11 +32,13 @@ class Identity:
         epoch: of its instance.
         fingerprint: of its instance.
         secret: what all instances of a fleet share; empty where none is set.
+        content: what its items are; a consumer that takes them for something else is refused.
     """
 
     epoch: str
     fingerprint: Fingerprint
     secret: bytes = b""
+    content: str = "embeddings"
 
     def hello(self, producer: str, tiers: Sequence[str]) -> wire.Hello:
         """What this consumer says first to the producer of that epoch."""
@@ -45,6 +47,7 @@ class Identity:
             producer=producer,
             consumer=self.epoch,
             fingerprint=self.fingerprint.to_mapping(),
+            content=self.content,
             tiers=list(tiers),
             nonce=secrets.token_bytes(NONCE_BYTES),
         )
@@ -83,6 +86,8 @@ class Identity:
         if hello.producer != self.epoch:
             raise PeerError(f"epoch {hello.producer} is over, the instance was restarted as {self.epoch}")
         self._check_fingerprint(hello.fingerprint)
+        if hello.content != self.content:
+            raise PeerError(f"the consumer wants {hello.content}, there are {self.content}")
 
     def accept(self, welcome: wire.Welcome, producer: str) -> None:
         """Check a producer that has welcomed this consumer.

@@ -5,21 +5,29 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import uuid4
 
 from vllm_epd.errors import EmbeddingLostError, PeerError, TransferError
 from vllm_epd.transfer import wire
+from vllm_epd.transfer.checksum import checksum
 from vllm_epd.transfer.handshake import Identity
-from vllm_epd.transfer.store import EmbeddingStore, StoredItem
+from vllm_epd.transfer.items import Place, StoredItem
+from vllm_epd.transfer.store import EmbeddingStore
 from vllm_epd.transfer.tiers import Tiers
 
 logger = logging.getLogger(__name__)
 
 WRITE_POLL_S = 0.0005
+WAIT_POLL_S = 0.001
 PROGRESS_S = 0.0005
 MAX_PEERS = 4096
 """Connections remembered; one that is pushed out, or that ZeroMQ has silently renewed, says Hello again."""
+
+
+FindTransfer = Callable[[str], list[tuple[str, int]] | None]
+"""Keys and sizes of the items of a transfer; None where it is not known."""
 
 
 @dataclass(slots=True)
@@ -34,12 +42,32 @@ class _Visitor:
 class Server:
     """Answers the consumers of one producer. Before a consumer has proved who it is, nothing is given out."""
 
-    def __init__(self, identity: Identity, tiers: Tiers, store: EmbeddingStore, grant_s: float) -> None:
-        """Serve `store` over `tiers`; a grant lasts `grant_s` seconds."""
+    def __init__(
+        self,
+        identity: Identity,
+        tiers: Tiers,
+        store: EmbeddingStore,
+        grant_s: float,
+        listed: FindTransfer = lambda transfer: None,
+        *,
+        checksums: bool = False,
+    ) -> None:
+        """Serve `store` over `tiers`.
+
+        Args:
+            identity: of this producer.
+            tiers: its transports.
+            store: what it offers.
+            grant_s: how long a grant lasts, and how long an answer may wait for what is not there yet.
+            listed: finds the items of a transfer.
+            checksums: whether a grant says what the bytes add up to.
+        """
         self._identity = identity
         self._tiers = tiers
         self._store = store
+        self._listed = listed
         self._grant_s = grant_s
+        self._checksums = checksums
         self._visitors: OrderedDict[bytes, _Visitor] = OrderedDict()
         self._grants: dict[str, tuple[str, float]] = {}
         self._reading = asyncio.Event()
@@ -60,6 +88,8 @@ class Server:
         self._visitors.move_to_end(visitor)
         if isinstance(request, wire.Fetch):
             return await self._grant(request)
+        if isinstance(request, wire.AskTransfer):
+            return await self._list(request)
         if isinstance(request, wire.Done):
             if self._grants.pop(request.grant, None) is not None:
                 self._store.release(request.grant)
@@ -109,12 +139,19 @@ class Server:
     async def _grant(self, fetch: wire.Fetch) -> wire.Reply:
         if fetch.tier not in self._tiers.names:
             return wire.Lost(f"no transport {fetch.tier!r} here")
+        if fetch.wait:
+            await self._until(lambda: self._store.status(fetch.key) is Place.HELD)
         grant = f"grant-{uuid4().hex}"
         try:
             item = self._store.grant(fetch.key, grant, self._grant_s)
         except EmbeddingLostError as error:
             return wire.Lost(str(error))
         await _written(item)
+        if not item.may_be_sent:
+            logger.error("embedding %s is not finite, and not sent", fetch.key)
+            self._store.release(grant)
+            return wire.Lost(f"the embedding {fetch.key!r} is not finite")
+        crc = await checksum(self._store.pieces(item.spans)) if self._checksums else None
         self._grants[grant] = (fetch.tier, time.monotonic() + self._grant_s)
         self._reading.set()
         return wire.Granted(
@@ -123,7 +160,20 @@ class Server:
             shape=list(item.shape),
             dtype=str(item.dtype).removeprefix("torch."),
             grant_s=self._grant_s,
+            codec=item.codec,
+            checksum=crc,
         )
+
+    async def _list(self, asked: wire.AskTransfer) -> wire.Reply:
+        await self._until(lambda: self._listed(asked.transfer) is not None)
+        items = self._listed(asked.transfer)
+        return wire.Lost(f"no transfer {asked.transfer!r} here") if items is None else wire.Listed(items)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Return when `condition` holds, or when an answer is due all the same."""
+        deadline = time.monotonic() + self._grant_s
+        while not condition() and time.monotonic() < deadline:
+            await asyncio.sleep(WAIT_POLL_S)
 
     def _refuse(self, visitor: bytes, reason: str) -> wire.Refused:
         self._visitors.pop(visitor, None)

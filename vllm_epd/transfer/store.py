@@ -3,58 +3,22 @@
 
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import inf
+from typing import TypeVar
 
 import torch
 
 from vllm_epd.errors import EmbeddingLostError, PoolError
+from vllm_epd.transfer.codec import NONE, decode
+from vllm_epd.transfer.items import Claim, Place, StoredItem, lease_pin
+from vllm_epd.transfer.packing import Packer, Packing
 from vllm_epd.transfer.pool import PagedPool, Span, whole_pages
 from vllm_epd.transfer.region import Region
 from vllm_epd.transfer.wire import PoolState
 
-
-@dataclass(frozen=True, slots=True)
-class StoredItem:
-    """What is needed to read an item: where it lies, its shape, and an event after which its bytes are there."""
-
-    spans: tuple[Span, ...]
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    written: torch.Event | None = None
-
-    @property
-    def ready(self) -> bool:
-        """Whether the device has written the bytes."""
-        return self.written is None or bool(self.written.query())
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """One item that is to be kept: `nbytes` under a pin that ends by itself after `pin_s`."""
-
-    key: str
-    nbytes: int
-    pin: str
-    pin_s: float = inf
-
-
-class Place(Enum):
-    """What a claim has found."""
-
-    HELD = "held"
-    """The bytes are there."""
-    NEW = "new"
-    """Pages for the claimer to fill."""
-    PENDING = "pending"
-    """Pages that somebody else has claimed and not filled yet."""
-
-
-def lease_pin(lease: str) -> str:
-    """The pin of a lease: what a peer names as a lease can never be a pin of another kind."""
-    return f"lease-{lease}"
+T = TypeVar("T")
 
 
 class EmbeddingStore:
@@ -64,15 +28,16 @@ class EmbeddingStore:
     pins that keep their pages until a device is done with them too.
     """
 
-    def __init__(self, region: Region, page_bytes: int) -> None:
-        """Keep embeddings in `region`, which stays the caller's."""
+    def __init__(self, region: Region, page_bytes: int, packing: Packing | None = None) -> None:
+        """Keep embeddings in `region`, which stays the caller's; those of this instance's encoder as `packing` says."""
         self._region = region
+        self._packer = Packer(packing or Packing())
         self._pool = PagedPool(region.nbytes, page_bytes)
         self._items: dict[str, StoredItem] = {}
         self._writing: dict[str, str] = {}
         self._busy: list[tuple[torch.Event, str]] = []
         self._copies = 0
-        self._counts = dict.fromkeys(("hits", "encoded", "fetched", "fetched_bytes"), 0)
+        self._counts = dict.fromkeys(("hits", "encoded", "raw_bytes", "stored_bytes", "fetched", "fetched_bytes"), 0)
         self._lock = threading.Lock()
 
     @property
@@ -106,28 +71,78 @@ class EmbeddingStore:
                 return None
             return [self._claim(claim, now) for claim in claims]
 
-    def put(self, key: str, tensor: torch.Tensor) -> None:
+    def has_room(self, nbytes: int) -> bool:
+        """Whether so many bytes fit beside what is kept."""
+        with self._lock:
+            return self._pool.has_room([nbytes], self._sweep())
+
+    def room(self, nbytes: int) -> int:
+        """What to claim for an item that has `nbytes` as the encoder makes it: less where it will be encoded."""
+        with self._lock:
+            return self._packer.room(nbytes)
+
+    def size(self, key: str) -> int | None:
+        """What was claimed for `key`; None when it is not there at all."""
+        with self._lock:
+            return self._pool.nbytes(key) if key in self._pool else None
+
+    def put(self, key: str, tensor: torch.Tensor, nbytes: int | None = None) -> None:
         """Copy what the encoder has made into the pool, unless it is there or on its way there already.
 
         It is unpinned but for the claims on it; without any it stays as a cache entry.
 
+        Args:
+            key: of the item.
+            tensor: what the encoder has made.
+            nbytes: that were claimed and announced, which tell whether it is encoded; by default it is not.
+
+        Raises:
+            PoolError: no pages were claimed for so many bytes and there is no room for it now, or it has no form of so
+                many.
+        """
+        if self.status(key) is Place.HELD:
+            return
+        tensor = tensor.detach()
+        packed, measured = self._packer.pack(tensor, nbytes or tensor.nbytes), self._packer.measure(tensor)
+        flat = packed.flat
+
+        def copy(pieces: Sequence[torch.Tensor]) -> None:
+            for source, piece in zip(flat.split([piece.numel() for piece in pieces]), pieces, strict=True):
+                piece.copy_(source, non_blocking=True)
+
+        made = StoredItem((), tuple(tensor.shape), tensor.dtype, codec=packed.codec, finite=packed.finite)
+        item = self._fill(key, flat.numel(), made, copy, on_device=flat.is_cuda)
+        if item is not None:
+            with self._lock:
+                self._packer.note(measured, item.written)
+
+    def fill(
+        self,
+        key: str,
+        nbytes: int,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        write: Callable[[Sequence[torch.Tensor]], None],
+        *,
+        on_device: bool = False,
+    ) -> None:
+        """Have the bytes of `key` written where they belong, unless they are there or on their way there already.
+
+        They are offered as they are written, whatever the packing.
+
+        Args:
+            key: of the item; as with `put`, unpinned but for the claims on it.
+            nbytes: its size.
+            shape: its shape.
+            dtype: its dtype.
+            write: gets the pieces of the region in order, each uint8 in one dimension, and fills them; on a device,
+                on its current stream.
+            on_device: whether `write` reads from a device.
+
         Raises:
             PoolError: no pages were claimed for so many bytes, and there is no room for it now.
         """
-        flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
-        with self._lock:
-            if key in self._items or key in self._writing:
-                return
-            self._make_place(key, flat.numel())
-            spans = self._begin_writing(key)
-        done = 0
-        for span in spans:
-            self._bytes(span).copy_(flat[done : done + span.length], non_blocking=True)
-            done += span.length
-        written = self._event(flat)
-        with self._lock:
-            self._counts["encoded"] += 1
-            self._end_writing(key, StoredItem(spans, tuple(tensor.shape), tensor.dtype, written))
+        self._fill(key, nbytes, StoredItem((), tuple(shape), dtype), write, on_device=on_device)
 
     def lease(self, key: str, lease: str, lease_s: float) -> int | None:
         """Lease `key` for `lease_s` from now on; its size, None when its bytes are not here."""
@@ -161,19 +176,45 @@ class EmbeddingStore:
         Raises:
             EmbeddingLostError: its bytes are not here.
         """
+
+        def copy(item: StoredItem, pieces: Sequence[torch.Tensor]) -> tuple[StoredItem, torch.Tensor]:
+            flat = torch.empty(sum(piece.numel() for piece in pieces), dtype=torch.uint8, device=device)
+            for target, piece in zip(flat.split([piece.numel() for piece in pieces]), pieces, strict=True):
+                target.copy_(piece, non_blocking=True)
+            return item, flat
+
+        item, flat = self.read(key, copy, on_device=device.type == "cuda")
+        if item.codec != NONE:
+            return decode(flat, item.shape, item.dtype, item.codec)
+        return flat.view(item.dtype).view(item.shape)
+
+    def read(self, key: str, use: Callable[[StoredItem, Sequence[torch.Tensor]], T], *, on_device: bool = False) -> T:
+        """What `use` makes of `key`, whose pages stay what they are meanwhile.
+
+        Args:
+            key: of the item.
+            use: gets the item and the pieces of the region that it consists of, each uint8 in one dimension and
+                together as its codec encodes it; on a device, it reads them on its current stream.
+            on_device: whether `use` writes to a device.
+
+        Raises:
+            EmbeddingLostError: its bytes are not here.
+        """
         with self._lock:
             item = self._item(key)
             pin = self._begin_copy(key)
-        nbytes = sum(span.length for span in item.spans)
-        flat = torch.empty(nbytes, dtype=torch.uint8, device=device)
-        done = 0
-        for span in item.spans:
-            flat[done : done + span.length].copy_(self._bytes(span), non_blocking=True)
-            done += span.length
-        copied = self._event(flat)
-        with self._lock:
-            self._end_copy(pin, copied)
-        return flat.view(item.dtype).view(item.shape)
+        copied = None
+        try:
+            made = use(item, self.pieces(item.spans))
+            copied = self._event(on_device=on_device)
+        finally:
+            with self._lock:
+                self._end_copy(pin, copied)
+        return made
+
+    def pieces(self, spans: Sequence[Span]) -> list[torch.Tensor]:
+        """The bytes of pages that the caller has pinned, uint8 [length] each."""
+        return [self._bytes(span) for span in spans]
 
     def grant(self, key: str, grant: str, grant_s: float) -> StoredItem:
         """Pin `key` for a reader.
@@ -194,10 +235,10 @@ class EmbeddingStore:
                 return None
             return self._begin_writing(key)
 
-    def end_landing(self, key: str, shape: Sequence[int], dtype: torch.dtype) -> None:
-        """The pages of `key` have been filled."""
+    def end_landing(self, key: str, shape: Sequence[int], dtype: torch.dtype, codec: str = NONE) -> None:
+        """The pages of `key` have been filled with a tensor, as `codec` encodes it."""
         with self._lock:
-            item = StoredItem(self._pool.spans(key), tuple(shape), dtype)
+            item = StoredItem(self._pool.spans(key), tuple(shape), dtype, codec=codec)
             self._counts["fetched"] += 1
             self._counts["fetched_bytes"] += self._pool.nbytes(key)
             self._end_writing(key, item)
@@ -225,6 +266,7 @@ class EmbeddingStore:
         """How full the region is, counting no pin that has run out."""
         with self._lock:
             self._sweep()
+            guard = self._packer.guard
             return PoolState(
                 capacity_bytes=self._pool.capacity_bytes,
                 free_bytes=self._pool.free_bytes,
@@ -235,9 +277,42 @@ class EmbeddingStore:
                 expired=self._pool.expired,
                 hits=self._counts["hits"],
                 encoded=self._counts["encoded"],
+                raw_bytes=self._counts["raw_bytes"],
+                stored_bytes=self._counts["stored_bytes"],
                 fetched=self._counts["fetched"],
                 fetched_bytes=self._counts["fetched_bytes"],
+                codec=self._packer.packing.codec,
+                codec_state=guard.state.value,
+                codec_error=guard.worst,
             )
+
+    def _fill(
+        self,
+        key: str,
+        nbytes: int,
+        made: StoredItem,
+        write: Callable[[Sequence[torch.Tensor]], None],
+        *,
+        on_device: bool,
+    ) -> StoredItem | None:
+        """What has become of `made`, which lies nowhere yet; None if `key` is there or on its way there already."""
+        with self._lock:
+            if key in self._items or key in self._writing:
+                return None
+            self._make_place(key, nbytes)
+            spans = self._begin_writing(key)
+        try:
+            write(self.pieces(spans))
+        except BaseException:
+            self.abandon_landing(key)
+            raise
+        item = replace(made, spans=spans, written=self._event(on_device=on_device))
+        with self._lock:
+            self._counts["encoded"] += 1
+            self._counts["raw_bytes"] += item.raw_bytes
+            self._counts["stored_bytes"] += nbytes
+            self._end_writing(key, item)
+        return item
 
     def _claim(self, claim: Claim, now: float) -> Place:
         place = Place.NEW
@@ -318,8 +393,9 @@ class EmbeddingStore:
                 self._forget_empty(key)
         return now
 
-    def _event(self, flat: torch.Tensor) -> torch.Event | None:
-        if not (flat.is_cuda or self._region.on_device):
+    def _event(self, *, on_device: bool) -> torch.Event | None:
+        """Ends what the current stream does with the region; None where no device takes part."""
+        if not (on_device or self._region.on_device):
             return None
         event = torch.cuda.Event()
         event.record()

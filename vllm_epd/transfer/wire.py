@@ -13,7 +13,7 @@ from vllm_epd.errors import TransferError
 
 T = TypeVar("T")
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 
 
 class EmbeddingHandle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,7 +27,7 @@ class EmbeddingHandle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         lease: id of the lease that keeps it for this consumer; acknowledged once.
         epoch: epoch of the producer; a restarted instance is another one.
         rank: which of the producer's agents holds it (its data-parallel rank).
-        nbytes: size in bytes.
+        nbytes: size in bytes of what is read, which is encoded where the producer has a codec.
     """
 
     version: int
@@ -49,6 +49,7 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
         producer: epoch that the consumer expects to meet.
         consumer: the consumer's own epoch.
         fingerprint: of the consumer, `Fingerprint.to_mapping()`.
+        content: what the consumer takes the items for, such as `embeddings`; both sides must mean the same.
         tiers: names of the transports that it can read over.
         nonce: random bytes that the producer proves the shared secret over.
     """
@@ -57,6 +58,7 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
     producer: str
     consumer: str
     fingerprint: dict[str, str]
+    content: str
     tiers: list[str]
     nonce: bytes
 
@@ -68,10 +70,17 @@ class Proof(msgspec.Struct, frozen=True, tag=True):
 
 
 class Fetch(msgspec.Struct, frozen=True, tag=True):
-    """Ask for a grant to read `key` over the transport `tier`."""
+    """Ask for a grant to read `key` over the transport `tier`; with `wait`, as soon as it is there."""
 
     key: str
     tier: str
+    wait: bool = False
+
+
+class AskTransfer(msgspec.Struct, frozen=True, tag=True):
+    """Ask which items belong to `transfer`, as soon as that is known."""
+
+    transfer: str
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
@@ -119,13 +128,28 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 class Granted(msgspec.Struct, frozen=True, tag=True):
-    """The bytes lie at `spans` (offset, length) of the producer's region for `grant_s` seconds from now."""
+    """The bytes lie at `spans` (offset, length) of the producer's region for `grant_s` seconds from now.
+
+    Attributes:
+        shape: of the tensor.
+        dtype: of the tensor, as torch names it.
+        codec: that its bytes are encoded with.
+        checksum: CRC-32 of the bytes; None where the producer computes none.
+    """
 
     grant: str
     spans: list[tuple[int, int]]
     shape: list[int]
     dtype: str
     grant_s: float
+    codec: str = "none"
+    checksum: int | None = None
+
+
+class Listed(msgspec.Struct, frozen=True, tag=True):
+    """The items of a transfer: key and size in bytes of each, in order."""
+
+    items: list[tuple[str, int]]
 
 
 class Lost(msgspec.Struct, frozen=True, tag=True):
@@ -145,7 +169,10 @@ class Pull(msgspec.Struct, frozen=True, tag=True):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """One item that a request wants offered: room for `nbytes` under `lease`, or `landing` if it is held already."""
+    """One item that a request wants offered: room for it under `lease`, or `landing` if it is held already.
+
+    `nbytes` is its size as the encoder makes it; the answer says as what it will be offered.
+    """
 
     landing: int
     key: str
@@ -154,9 +181,10 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Reserve(msgspec.Struct, frozen=True, tag=True):
-    """Make room for all items of a request at once; answered when there is."""
+    """Make room for all items of a request at once, to be listed as `transfer` if named; answered when there is."""
 
     items: list[Wanted]
+    transfer: str = ""
 
 
 class Drop(msgspec.Struct, frozen=True, tag=True):
@@ -191,6 +219,20 @@ class TakeLease(msgspec.Struct, frozen=True, tag=True):
     lease: str
 
 
+class Expect(msgspec.Struct, frozen=True, tag=True):
+    """Bring the items of `transfer` here as they are made by agent `rank` of `epoch`: they will soon be wanted."""
+
+    transfer: str
+    epoch: str
+    rank: int
+
+
+class Forget(msgspec.Struct, frozen=True, tag=True):
+    """What was expected of `transfer` is not wanted any more, or has been asked for; what is offered, by nobody."""
+
+    transfer: str
+
+
 class SetPeers(msgspec.Struct, frozen=True, tag=True):
     """The instances registered at the router: the addresses of their agents by epoch, in order of rank."""
 
@@ -218,10 +260,16 @@ class PullFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Reserved(msgspec.Struct, frozen=True, tag=True):
-    """There is room for the request whose first item is `landing`; those in `held` are here already."""
+    """There is room for the request whose first item is `landing`.
+
+    Attributes:
+        held: landings of the items that are here already.
+        sizes: of all items, in order, in bytes as they are offered.
+    """
 
     landing: int
     held: list[int]
+    sizes: list[int]
 
 
 class ReserveFailed(msgspec.Struct, frozen=True, tag=True):
@@ -248,12 +296,17 @@ class PoolState(msgspec.Struct, frozen=True, tag=True):
         pinned_bytes: the size of these.
         hits: embeddings wanted that were held already.
         encoded: embeddings put in by this instance's encoder.
+        raw_bytes: the size of these, as the encoder made them.
+        stored_bytes: the size of these, as they were put in.
         fetched: embeddings brought in from peers.
         fetched_bytes: the size of these.
         evicted: embeddings that made room for others.
         expired: leases and grants that ran out.
         refused: peers that were not let in.
         tiers: transports that started, best first.
+        codec: that this instance is to encode its embeddings with.
+        codec_state: `off`, `trial`, `active` or `refused`.
+        codec_error: the largest relative error of a row that was measured.
     """
 
     capacity_bytes: int
@@ -263,17 +316,32 @@ class PoolState(msgspec.Struct, frozen=True, tag=True):
     pinned_bytes: int
     hits: int
     encoded: int
+    raw_bytes: int
+    stored_bytes: int
     fetched: int
     fetched_bytes: int
     evicted: int
     expired: int
     refused: int = 0
     tiers: list[str] = []
+    codec: str = "none"
+    codec_state: str = "off"
+    codec_error: float = 0.0
+
+    @property
+    def codec_active(self) -> int:
+        """1 while embeddings are encoded, otherwise 0."""
+        return int(self.codec_state == "active")
+
+    @property
+    def codec_refused(self) -> int:
+        """1 once the codec has been refused, otherwise 0."""
+        return int(self.codec_state == "refused")
 
 
-Request = Hello | Proof | Fetch | Done | Acknowledge
-Reply = Challenge | Welcome | Refused | Granted | Lost
-Command = Pull | Reserve | Drop | Release | Withdraw | TakeLease | SetPeers | AskPool
+Request = Hello | Proof | Fetch | AskTransfer | Done | Acknowledge
+Reply = Challenge | Welcome | Refused | Granted | Listed | Lost
+Command = Pull | Reserve | Drop | Release | Withdraw | TakeLease | Expect | Forget | SetPeers | AskPool
 Report = Pulled | PullFailed | Reserved | ReserveFailed | LeaseTaken | PoolState
 
 _encoder = msgspec.msgpack.Encoder()

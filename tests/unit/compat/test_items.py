@@ -79,6 +79,25 @@ def test_what_does_not_fit_the_pool_is_refused_with_both_sizes(params: Any) -> N
         rules(encodes=params is OFFER).apply(three)
 
 
+def test_what_another_instance_has_encoded_is_as_large_as_its_handle_says() -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    small = {key: {"handle": {"nbytes": PAGE_BYTES}} for key in "klm"}
+    rules(encodes=False).apply(request("k", "l", "m", params=small))
+    large = {"k": {"handle": {"nbytes": 5 * PAGE_BYTES}}}
+    with pytest.raises(VLLMValidationError, match=f"need {5 * PAGE_BYTES} bytes"):
+        rules(encodes=False).apply(request("k", params=large))
+
+
+@pytest.mark.parametrize("entry", [None, 7, {}, {"handle": 7}, {"handle": {"nbytes": "many"}}])
+def test_what_is_no_handle_is_reckoned_by_its_rows(entry: Any) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    rules(encodes=False, pool_bytes=2 * PAGE_BYTES).apply(request("k", params={"k": entry}))
+    with pytest.raises(VLLMValidationError, match=f"need {2 * PAGE_BYTES} bytes"):
+        rules(encodes=False, pool_bytes=PAGE_BYTES).apply(request("k", params={"k": entry}))
+
+
 def test_what_stays_on_this_instance_needs_no_pool() -> None:
     rules(pool_bytes=1).apply(request("k"))
 

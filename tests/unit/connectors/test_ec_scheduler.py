@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scheduler halves, with requests and a line to the agents that are made here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.unit.connectors.links import FakeLink
 from vllm_epd.connectors.desk import Desk
 from vllm_epd.connectors.ec_scheduler import ConsumerHalf, ProducerHalf, describe
 from vllm_epd.connectors.landing import Drop
@@ -15,37 +16,6 @@ from vllm_epd.transfer import wire
 
 ROW_BYTES = 8
 LENGTH = 10
-
-
-class FakeLink:
-    """Records commands; the test says what is reported."""
-
-    def __init__(self) -> None:
-        self.pulled: list[tuple[int, str]] = []
-        self.released: list[str] = []
-        self.reserved: list[list[wire.Wanted]] = []
-        self.withdrawn: list[str] = []
-        self.dropped: list[Drop] = []
-        self.reports: list[Any] = []
-
-    def pull(self, landing: int, handle: wire.EmbeddingHandle) -> None:
-        self.pulled.append((landing, handle.key))
-
-    def release(self, handle: wire.EmbeddingHandle) -> None:
-        self.released.append(handle.lease)
-
-    def reserve(self, items: Sequence[wire.Wanted]) -> None:
-        self.reserved.append(list(items))
-
-    def withdraw(self, items: Sequence[wire.Wanted]) -> None:
-        self.withdrawn += [item.lease for item in items]
-
-    def drop(self, drop: Drop) -> None:
-        self.dropped.append(drop)
-
-    def poll(self) -> list[Any]:
-        reports, self.reports = self.reports, []
-        return reports
 
 
 def handle(key: str, **changes: Any) -> dict[str, Any]:
@@ -222,7 +192,7 @@ def test_a_request_waits_for_room_for_all_its_distinct_items(
     assert not producer.available(asked)
     (items,) = link.reserved
     assert [(item.key, item.lease, item.nbytes) for item in items] == [("a", "r:0", 72), ("b", "r:1", 72)]
-    link.reports = [wire.Reserved(items[0].landing, [])]
+    link.reports = [wire.Reserved(items[0].landing, [], [72, 72])]
     desk.collect()
     assert producer.available(asked)
     assert not desk.book.is_ready("a"), "it is to be encoded"
@@ -232,7 +202,7 @@ def test_what_the_pool_holds_is_loaded_instead_of_encoded(producer: ProducerHalf
     asked = request("r", "ab", OFFER)
     producer.available(asked)
     first, second = link.reserved[0]
-    link.reports = [wire.Reserved(first.landing, [second.landing])]
+    link.reports = [wire.Reserved(first.landing, [second.landing], [72, 72])]
     desk.collect()
     assert producer.available(asked)
     assert not desk.book.is_ready("a")
@@ -246,7 +216,7 @@ def test_where_not_every_worker_can_load_it_is_encoded_again(desk: Desk, link: F
     producer = ProducerHalf(desk, "epoch", 0, ROW_BYTES, reuse=False)
     producer.available(request("r", "a", OFFER))
     (item,) = link.reserved[0]
-    link.reports = [wire.Reserved(item.landing, [item.landing])]
+    link.reports = [wire.Reserved(item.landing, [item.landing], [72])]
     desk.collect()
     assert not desk.book.is_ready("a")
     assert link.dropped == [Drop(item.landing, 0)]
@@ -267,23 +237,29 @@ def test_offers_go_with_the_step_and_handles_to_whoever_asked(
     offered, plain = request("o", "aba", OFFER), request("p", "c", {})
     producer.available(offered)
     assert producer.available(plain)
+    assert producer.step_offers({"o": 1}) == (), "there is no room yet"
+    link.reports = [wire.Reserved(link.reserved[0][0].landing, [], [72, 19])]
+    desk.collect()
     assert producer.step_offers({"p": 1}) == ()
-    assert producer.step_offers({"o": 1, "p": 1}) == (Offer("a", "o:0"), Offer("b", "o:1"))
+    assert producer.step_offers({"o": 1, "p": 1}) == (Offer("a", "o:0", 72), Offer("b", "o:1", 19))
     given = finish(desk, producer, offered)
     assert set(given) == {"a", "b"}
     assert wire.handle_from_json(given["a"]["handle"]) == wire.EmbeddingHandle(
         wire.WIRE_VERSION, "a", "o:0", "epoch", 2, 72
     )
+    assert given["b"]["handle"]["nbytes"] == 19, "what is offered may be smaller than what was wanted"
     assert "lora" not in given["a"]
     assert finish(desk, producer, plain) == {}
     assert producer.step_offers({"o": 1}) == ()
     assert link.withdrawn == []
 
 
-def test_handles_say_which_adapter_they_were_made_for(producer: ProducerHalf, desk: Desk) -> None:
+def test_handles_say_which_adapter_they_were_made_for(producer: ProducerHalf, desk: Desk, link: FakeLink) -> None:
     asked = request("o", "a", OFFER)
     asked.lora_request = SimpleNamespace(lora_path="/adapters/one")
     producer.available(asked)
+    link.reports = [wire.Reserved(link.reserved[0][0].landing, [], [72])]
+    desk.collect()
     assert finish(desk, producer, asked)["a"]["lora"] == "/adapters/one"
 
 

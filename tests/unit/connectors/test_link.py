@@ -95,8 +95,8 @@ def test_the_first_rank_alone_makes_room_and_gives_leases_back(link: AgentLink, 
     link.release(HANDLE)
     assert agents.heard(0) == wire.Reserve(items)
     assert agents.heard(0) == wire.Release(HANDLE)
-    agents.say(0, wire.Reserved(5, [5]))
-    assert news(link, 1) == [wire.Reserved(5, [5])]
+    agents.say(0, wire.Reserved(5, [5], [8]))
+    assert news(link, 1) == [wire.Reserved(5, [5], [8])]
     assert not agents.sockets[1].poll(50)
 
 
@@ -107,7 +107,7 @@ def test_the_agent_undoes_what_was_withdrawn_before_its_answer_was_read(link: Ag
     link.withdraw(items)
     agents.heard(0)
     assert agents.heard(0) == wire.Withdraw(["lease", "other"], [5, 6])
-    agents.say(0, wire.Reserved(5, [5]))
+    agents.say(0, wire.Reserved(5, [5], [8]))
     time.sleep(0.05)
     assert link.poll() == []
 
@@ -116,8 +116,8 @@ def test_what_was_adopted_is_not_undone_by_the_agent(link: AgentLink, agents: Ag
     items = [wire.Wanted(5, "k", "lease", 8)]
     link.reserve(items)
     agents.heard(0)
-    agents.say(0, wire.Reserved(5, [5]))
-    assert news(link, 1) == [wire.Reserved(5, [5])]
+    agents.say(0, wire.Reserved(5, [5], [8]))
+    assert news(link, 1) == [wire.Reserved(5, [5], [8])]
     link.withdraw(items)
     assert agents.heard(0) == wire.Withdraw(["lease"])
 

@@ -3,8 +3,9 @@
 
 from argparse import Namespace
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import SimpleNamespace
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -17,15 +18,19 @@ from fastapi import FastAPI  # noqa: E402
 from prometheus_client import CollectorRegistry, generate_latest  # noqa: E402
 
 from tests.fakes.instance import FINGERPRINT  # noqa: E402
-from vllm_epd.connectors.settings import EmbeddingSettings  # noqa: E402
+from vllm_epd.compat.registry import KV_CONNECTOR  # noqa: E402
+from vllm_epd.connectors.settings import EmbeddingSettings, KVSettings  # noqa: E402
 from vllm_epd.roles import admin, metrics  # noqa: E402
 from vllm_epd.roles.serve import ATTRIBUTE, Instance  # noqa: E402
+from vllm_epd.transfer import wire  # noqa: E402
 from vllm_epd.transfer.agent import TransferAgent  # noqa: E402
-from vllm_epd.transfer.store import Claim, lease_pin  # noqa: E402
-from vllm_epd.types import TOKEN_ENV, RoleSet  # noqa: E402
+from vllm_epd.transfer.items import Claim, lease_pin  # noqa: E402
+from vllm_epd.types import TOKEN_ENV, RoleSet, kv_epoch  # noqa: E402
 
 LEASES = "/epd/leases"
 RELEASE = "/epd/leases/release"
+EXPECT = "/epd/kv/expect"
+FORGET = "/epd/kv/forget"
 TENSOR = torch.arange(64, dtype=torch.float32).view(8, 8)
 
 
@@ -36,6 +41,7 @@ class Served:
     client: httpx.AsyncClient
     agent: TransferAgent
     numbers: CollectorRegistry
+    plugin: admin.AdminPlugin
 
     async def pinned(self) -> int:
         return int((await self.client.get("/epd/pool")).json()["pinned"])
@@ -57,19 +63,40 @@ def agent(settings: EmbeddingSettings) -> Iterator[TransferAgent]:
 
 
 @pytest.fixture
+def role() -> str:
+    return "encode"
+
+
+def kv_config(roles: RoleSet, like: EmbeddingSettings) -> Any:
+    """vLLM's configuration of our own KV connector, as `like` but with an epoch of its own."""
+    if roles.prefill == roles.decode:
+        return None
+    shared = {each.name: getattr(like, each.name) for each in fields(KVSettings)}
+    settings = KVSettings(**shared | {"epoch": kv_epoch(like.epoch), "port": like.port + 1})
+    return SimpleNamespace(
+        kv_connector=KV_CONNECTOR,
+        kv_connector_extra_config=settings.to_extra_config(),
+        is_kv_producer=roles.prefill,
+    )
+
+
+@pytest.fixture
 async def served(
-    settings: EmbeddingSettings, agent: TransferAgent, monkeypatch: pytest.MonkeyPatch
+    role: str, settings: EmbeddingSettings, agent: TransferAgent, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Served]:
     numbers = CollectorRegistry()
     monkeypatch.setattr(metrics, "REGISTRY", numbers)
     monkeypatch.setattr(admin, "fingerprint_of", lambda config: FINGERPRINT)
     monkeypatch.setattr(admin, "embedding_row_bytes", lambda config: 32)
     monkeypatch.delenv(TOKEN_ENV, raising=False)
-    instance = Instance(SimpleNamespace(router=None, advertise=None), RoleSet.parse("encode"), settings.epoch, "h")  # type: ignore[arg-type]
+    monkeypatch.setattr(admin, "may_resume", lambda config, chat, args: True)
+    given: Any = SimpleNamespace(router=None, advertise=None, kv_connector="epd")
+    instance = Instance(given, RoleSet.parse(role), settings.epoch, "h")
     args = Namespace(
         ssl_certfile=None,
         host="127.0.0.1",
         port=1,
+        kv_transfer_config=kv_config(RoleSet.parse(role), settings),
         ec_transfer_config=SimpleNamespace(ec_connector_extra_config=settings.to_extra_config()),
         **{ATTRIBUTE: instance},
     )
@@ -84,10 +111,10 @@ async def served(
     )
     plugin, app = admin.AdminPlugin(), FastAPI()
     plugin.attach_router(app)
-    await plugin.init_state(engine, SimpleNamespace(openai_serving_models=models), args)  # type: ignore[arg-type]
+    await plugin.init_state(engine, SimpleNamespace(openai_serving_models=models, openai_serving_chat=None), args)  # type: ignore[arg-type]
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://instance") as client:
-        yield Served(client, agent, numbers)
+        yield Served(client, agent, numbers, plugin)
     await plugin.stop()
 
 
@@ -103,7 +130,7 @@ async def test_a_lease_on_what_is_held_keeps_it_until_it_is_given_back(
     answer = await served.client.post(LEASES, json={"key": "held", "lease": "mine", "model": "base"})
     assert answer.json() == {
         "handle": {
-            "version": 2,
+            "version": wire.WIRE_VERSION,
             "key": "held",
             "lease": "mine",
             "epoch": settings.epoch,
@@ -166,4 +193,69 @@ async def test_the_pool_is_among_the_metrics(served: Served) -> None:
     text = generate_latest(served.numbers).decode()
     assert 'vllm_epd:embedding_pool_hits_total{engine="0",model_name="base"} 1.0' in text
     assert 'vllm_epd:embedding_pool_encoded_total{engine="0",model_name="base"} 1.0' in text
+    assert f'vllm_epd:embedding_pool_raw_bytes_total{{engine="0",model_name="base"}} {float(TENSOR.nbytes)}' in text
+    assert f'vllm_epd:embedding_pool_stored_bytes_total{{engine="0",model_name="base"}} {TENSOR.nbytes}' in text
+    assert 'vllm_epd:embedding_pool_codec_active{engine="0",model_name="base"} 0.0' in text
     assert 'vllm_epd:embedding_pool_pinned{engine="0",model_name="base"} 1.0' in text
+
+
+class KvAgents:
+    """Notes what it is told, in place of the way to the KV agents of an instance."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+
+    async def expect(self, rank: int, transfer: str, epoch: str) -> None:
+        self.told.append(("expect", rank, transfer, epoch))
+
+    async def forget(self, transfer: str) -> None:
+        self.told.append(("forget", transfer))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def kv_agents(served: Served, monkeypatch: pytest.MonkeyPatch) -> KvAgents:
+    agents = KvAgents()
+    monkeypatch.setattr(served.plugin, "_kv_agents", agents)
+    return agents
+
+
+@pytest.mark.parametrize(
+    ("role", "kv", "resume"),
+    [("prefill", "epd", 1), ("encode+decode", "epd", 1), ("prefill+decode", "", None), ("encode", "", None)],
+)
+async def test_an_instance_that_hands_kv_caches_over_says_how_and_where(
+    served: Served, role: str, kv: str, resume: int | None
+) -> None:
+    info = (await served.client.get("/epd/info")).json()
+    assert (info["kv"], info["limits"].get("resume")) == (kv, resume)
+    assert bool(info["kv_agents"]) == (role == "prefill")
+
+
+async def test_the_agents_are_told_which_kv_caches_come(served: Served, kv_agents: KvAgents) -> None:
+    body = {"transfer": "t", "epoch": "e-kv", "rank": 0}
+    assert (await served.client.post(EXPECT, json=body)).json() == {}
+    assert (await served.client.post(FORGET, json={"transfer": "t"})).json() == {}
+    assert kv_agents.told == [("expect", 0, "t", "e-kv"), ("forget", "t")]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [(EXPECT, {}), (EXPECT, {"transfer": "t"}), (EXPECT, {"transfer": 1, "epoch": "e"}), (FORGET, {"rank": 0})],
+)
+async def test_bad_bodies_about_kv_caches_are_refused(
+    served: Served, kv_agents: KvAgents, path: str, body: dict[str, object]
+) -> None:
+    assert (await served.client.post(path, json=body)).status_code == 400
+    assert kv_agents.told == []
+
+
+@pytest.mark.parametrize(("path", "body"), [(EXPECT, {"transfer": "t", "epoch": "e"}), (FORGET, {"transfer": "t"})])
+async def test_kv_caches_are_for_the_router_and_for_those_who_take_them_in(
+    served: Served, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, str]
+) -> None:
+    assert (await served.client.post(path, json=body)).status_code == 404
+    monkeypatch.setenv(TOKEN_ENV, "secret")
+    assert (await served.client.post(path, json=body)).status_code == 401

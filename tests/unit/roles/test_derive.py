@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from vllm_epd.errors import ConfigError, RoleConflictError
+from vllm_epd.errors import RoleConflictError
 from vllm_epd.roles.derive import ENCODER_MEMORY_FRACTION, IN_PROCESS_EXECUTOR, derive
 from vllm_epd.types import RoleSet
 
@@ -27,18 +27,16 @@ def roles(text: str) -> RoleSet:
     ],
 )
 def test_sides(text: str, ec_role: str, kv_role: str | None, tower: bool) -> None:
-    derived = derive(roles(text), {}, "nixl", 60, cpu=False)
+    derived = derive(roles(text), {}, cpu=False)
     assert derived.ec_role == ec_role
-    assert (derived.kv.role if derived.kv else None) == kv_role
+    assert derived.kv_role == kv_role
     assert ("limit_mm_per_prompt" not in derived.arguments) is tower
     assert derived.tower is tower
 
 
 def test_an_encoder_demands_little_memory_unless_told_otherwise() -> None:
-    assert derive(roles("encode"), {}, "nixl", 60, cpu=False).arguments == {
-        "gpu_memory_utilization": ENCODER_MEMORY_FRACTION
-    }
-    assert derive(roles("encode"), {"gpu_memory_utilization": 0.5}, "nixl", 60, cpu=False).arguments == {}
+    assert derive(roles("encode"), {}, cpu=False).arguments == {"gpu_memory_utilization": ENCODER_MEMORY_FRACTION}
+    assert derive(roles("encode"), {"gpu_memory_utilization": 0.5}, cpu=False).arguments == {}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +53,7 @@ def test_an_encoder_demands_little_memory_unless_told_otherwise() -> None:
 )
 def test_a_contradiction_names_the_role_and_the_flag(text: str, given: dict[str, Any], flag: str) -> None:
     with pytest.raises(RoleConflictError) as caught:
-        derive(roles(text), given, "nixl", 60, cpu=False)
+        derive(roles(text), given, cpu=False)
     assert f"--epd-role {text}" in str(caught.value)
     assert flag in str(caught.value)
 
@@ -70,21 +68,16 @@ def test_a_contradiction_names_the_role_and_the_flag(text: str, given: dict[str,
     ],
 )
 def test_what_does_not_contradict_is_left_to_the_user(text: str, given: dict[str, Any]) -> None:
-    derive(roles(text), given, "nixl", 60, cpu=False)
-
-
-def test_an_unknown_kv_connector_is_refused() -> None:
-    with pytest.raises(ConfigError, match="expected nixl"):
-        derive(roles("prefill"), {}, "mooncake", 60, cpu=False)
+    derive(roles(text), given, cpu=False)
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, True), ({"tensor_parallel_size": 2}, False)])
 def test_on_the_cpu_one_worker_runs_inside_the_engine_core(given: dict[str, Any], expected: bool) -> None:
-    arguments = derive(roles("decode"), given, "nixl", 60, cpu=True).arguments
+    arguments = derive(roles("decode"), given, cpu=True).arguments
     assert (arguments.get("distributed_executor_backend") == IN_PROCESS_EXECUTOR) is expected
 
 
 @pytest.mark.parametrize(("text", "expected"), [("encode", None), ("prefill", {}), ("decode", {})])
 def test_options_for_decoding_media_stay_with_those_who_decode_it(text: str, expected: dict[str, Any] | None) -> None:
     given = {"media_io_kwargs": {"video": {"num_frames": 8}}}
-    assert derive(roles(text), given, "nixl", 60, cpu=False).arguments.get("media_io_kwargs") == expected
+    assert derive(roles(text), given, cpu=False).arguments.get("media_io_kwargs") == expected

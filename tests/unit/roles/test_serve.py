@@ -62,12 +62,20 @@ def test_without_the_flag_nothing_changes(serve: Serve) -> None:
     assert result["env"] == {"EPD_ROLE": None, "VLLM_PLUGINS": None}
 
 
+def test_vllms_own_kv_connector_can_be_asked_for(serve: Serve) -> None:
+    assert serve("--epd-role", "decode", "--epd-kv-connector", "nixl")["kv"] == ["NixlConnector", "kv_consumer"]
+
+
 def test_one_flag_derives_an_instance_once(serve: Serve) -> None:
-    result = serve("--epd-role", "prefill", "--epd-lease-s", "7")
+    result = serve(
+        *("--epd-role", "prefill", "--epd-lease-s", "7"),
+        *("--epd-embedding-codec", "fp8", "--epd-embedding-check", "checksum"),
+    )
     assert result["ec"] == ["EPDEmbeddingConnector", "ec_consumer"]
-    assert result["kv"] == ["NixlConnector", "kv_producer"]
+    assert result["kv"] == ["EPDKVConnector", "kv_producer"]
     assert result["limits"]["image"] == 0
     assert result["settings"]["lease_s"] == 7
+    assert (result["settings"]["codec"], result["settings"]["check"]) == ("fp8", "checksum")
     assert result["same_epoch"]
     assert result["env"]["EPD_ROLE"] == "prefill"
     assert {"epd", "lora_filesystem_resolver"} <= set(result["env"]["VLLM_PLUGINS"].split(","))

@@ -93,9 +93,9 @@ class Cluster:
             await fake.stop()
             assert fake.overruns == [], "more was put into the pool than it holds"
 
-    async def add(self, letters, **kwargs):
+    async def add(self, letters, make=FakeInstance, **kwargs):
         """Start an instance and register it."""
-        fake = FakeInstance(letters, **kwargs)
+        fake = make(letters, **kwargs)
         await fake.start()
         self._fakes.append(fake)
         await self.register(fake)

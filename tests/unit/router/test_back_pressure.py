@@ -235,14 +235,14 @@ async def test_the_releases_carry_the_token(cluster_with):
 
 async def test_a_release_that_fails_is_no_matter(cluster, caplog):
     encode, prefill, _ = await cluster.up("E", "P", "D")
-    caplog.set_level("INFO", logger="vllm_epd.router.leases")
+    caplog.set_level("INFO", logger="vllm_epd.router.calls")
     prefill.does.status, prefill.does.hold = 500, asyncio.Event()
     asked = _ask(cluster, "cat")
     await prefill.arrived.wait()
     await encode.stop()
     prefill.does.hold.set()
     assert (await asked).status == 500
-    await soon(lambda: "run out by themselves" in caplog.text)
+    await soon(lambda: "could not be told /epd/leases/release" in caplog.text)
 
 
 async def test_what_is_held_is_free_when_prefill_has_answered(cluster):

@@ -15,8 +15,8 @@ from vllm_epd.types import InstanceInfo, Role, RoleSet
 OTHER = dataclasses.replace(FINGERPRINT, processor="p9")
 
 
-def instance(name, letters, fingerprint=FINGERPRINT, models=("tiny",)):
-    info = InstanceInfo(name, "1", f"http://{name}", RoleSet.from_letters(letters), models, fingerprint)
+def instance(name, letters, fingerprint=FINGERPRINT, models=("tiny",), kv=""):
+    info = InstanceInfo(name, "1", f"http://{name}", RoleSet.from_letters(letters), models, fingerprint, kv=kv)
     return Instance(info, seen=0.0)
 
 
@@ -158,3 +158,36 @@ def test_who_serves_a_model():
 def test_missing_stages():
     assert missing(named("E", "PD")) == []
     assert missing(named("D")) == [Role.ENCODE, Role.PREFILL]
+
+
+def test_only_those_with_a_decode_instance_of_the_same_connector_prefill():
+    seen = []
+
+    def pick(stage, candidates):
+        seen.extend(each.name for each in candidates)
+        return candidates[0]
+
+    instances = [
+        instance("p-ours", "P", kv="epd"),
+        instance("p-theirs", "P", kv="nixl"),
+        instance("pd", "PD"),
+        instance("d-theirs", "D", kv="nixl"),
+    ]
+    plan_route(instances, has_media=False, pick=pick)
+    assert seen == ["p-theirs", "pd"]
+
+
+def test_decode_goes_to_instances_of_the_same_connector():
+    ours = [instance("p", "P", kv="epd"), instance("p2", "EP", kv="epd"), instance("d", "D", kv="epd")]
+    others = [instance("p3", "P", kv="nixl"), instance("d3", "D", kv="nixl"), instance("pd", "PD")]
+    route = Route.through(ours[0], has_media=False)
+    assert peers([*ours, *others], route, Role.DECODE) == (ours[2],)
+    assert peers([*ours, *others], route, Role.PREFILL) == (ours[0], ours[1])
+    with pytest.raises(NoInstanceError, match="no decode instance is available any more"):
+        peers([*ours[:2], *others], route, Role.DECODE)
+
+
+def test_connectors_that_do_not_match_are_named():
+    instances = [instance("p", "P", kv="epd"), instance("pd", "D", kv="nixl")]
+    with pytest.raises(NoInstanceError, match="of p: its KV connector is epd, that of pd is nixl"):
+        plan_route(instances, has_media=False, pick=first)

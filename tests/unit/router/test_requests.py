@@ -155,3 +155,19 @@ def test_echo_may_go_without_tokens():
 
 def test_values_that_only_vllm_can_judge_are_left_to_it():
     assert chat(max_tokens="10", temperature=-3).body["max_tokens"] == "10"
+
+
+def test_an_offer_takes_the_place_of_vllms_own_way():
+    body = prefill_body(chat(**OUTPUT, **PROMPT), Branch(), [], offer="t1")
+    assert body == prefill_body(chat(**OUTPUT, **PROMPT), Branch(), []) | {
+        "kv_transfer_params": {"epd": {"offer": "t1"}}
+    }
+
+
+def test_a_prefill_that_samples_gets_all_but_what_is_of_streams():
+    asked = chat(**OUTPUT | PROMPT | {"stream_options": {}, "stream_interval": 2})
+    body = prefill_body(asked, Branch(), [], samples=True)
+    given = {name: value for name, value in (OUTPUT | PROMPT).items() if not name.startswith("stream")}
+    assert {name: body[name] for name in given} == given | {"max_tokens": 1}
+    assert body["stream"] is False
+    assert {"stream_options", "stream_interval"}.isdisjoint(body)

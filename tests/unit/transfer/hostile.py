@@ -100,13 +100,15 @@ HONEST = {
     "spans": STRANGE_SPANS,
     "shape": STRANGE_SHAPES,
     "dtype": ["uint8", "nn", "__class__", "_dynamo", "float64", "quint8", ""],
+    "codec": ["none", "fp8", "int8", "zip", ""],
+    "checksum": [None, 0, -1, 2**63],
     "grant_s": [20.0, math.nan, -1.0, 0.0, math.inf, 1e-300],
     "epoch": ["producer"],
     "reason": ["because"],
     "landing": [0, 1, -1],
     "loads": [0, -1, 2**62],
     "handle": [
-        {"version": 2, "key": "k", "lease": "l", "epoch": "e", "rank": rank, "nbytes": nbytes}
+        {"version": wire.WIRE_VERSION, "key": "k", "lease": "l", "epoch": "e", "rank": rank, "nbytes": nbytes}
         for rank in (0, -1)
         for nbytes in (256, 0, -1, 2**62)
     ],

@@ -12,7 +12,7 @@ import zmq
 from vllm_epd.transfer import wire
 from vllm_epd.transfer.agent import AgentConfig, TransferAgent
 from vllm_epd.transfer.handshake import Identity
-from vllm_epd.transfer.store import Claim, Place, lease_pin
+from vllm_epd.transfer.items import Claim, Place, lease_pin
 from vllm_epd.transfer.tiers import TransferMemory
 from vllm_epd.types import Fingerprint
 

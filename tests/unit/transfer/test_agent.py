@@ -24,9 +24,9 @@ from tests.unit.transfer.parties import (  # noqa: E402
 from vllm_epd.errors import EmbeddingLostError, PeerError, TransferError  # noqa: E402
 from vllm_epd.transfer import serve, tiers, wire  # noqa: E402
 from vllm_epd.transfer.agent import TransferAgent  # noqa: E402
+from vllm_epd.transfer.items import Claim  # noqa: E402
 from vllm_epd.transfer.nixl import NixlTransport  # noqa: E402
 from vllm_epd.transfer.shm import ShmTransport  # noqa: E402
-from vllm_epd.transfer.store import Claim  # noqa: E402
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["shm", "nixl"])
 
@@ -188,7 +188,7 @@ def test_a_full_pool_waits_and_goes_on_when_its_consumer_acknowledges(make_party
     producer.tell(wire.Reserve([wire.Wanted(7, "next", "next", PAGE)]), wire.AskPool())
     assert isinstance(producer.report(), wire.PoolState), "the pool is full, so there is no answer yet"
     consumer.tell(wire.Release(handle))
-    assert producer.report() == wire.Reserved(7, [])
+    assert producer.report() == wire.Reserved(7, [], [PAGE])
 
 
 def test_a_consumer_without_room_waits_for_a_drop(make_party):

@@ -19,6 +19,7 @@ from vllm_epd.types import Fingerprint  # noqa: E402
 
 FINGERPRINT = Fingerprint("c", "w", "float32", "p", "0.32.0")
 PRODUCER = Identity("producer", FINGERPRINT, b"secret")
+VERSION = wire.WIRE_VERSION
 CONSUMER = Identity("consumer", FINGERPRINT, b"secret")
 
 
@@ -89,21 +90,23 @@ async def test_a_consumer_of_wire_version_1_is_told_so(server):
     frame = msgspec.msgpack.encode(
         {"type": "Hello", "version": 1, "epoch": "e", "fingerprint": {"code": "c"}, "transport": "nixl"}
     )
-    assert await say(server, frame) == wire.Refused("wire version 1, this instance speaks 2")
+    assert await say(server, frame) == wire.Refused(f"wire version 1, this instance speaks {wire.WIRE_VERSION}")
 
 
 async def test_a_newer_consumer_is_told_so(server):
-    hello = replace_struct(CONSUMER.hello("producer", ["shm"]), version=3)
-    assert await say(server, hello) == wire.Refused("wire version 3, this instance speaks 2")
-    strange = msgspec.msgpack.encode({"type": "Hello", "version": 3, "who": ["knows"]})
-    assert await say(server, strange) == wire.Refused("wire version 3, this instance speaks 2")
+    newer = wire.WIRE_VERSION + 1
+    refused = wire.Refused(f"wire version {newer}, this instance speaks {wire.WIRE_VERSION}")
+    hello = replace_struct(CONSUMER.hello("producer", ["shm"]), version=newer)
+    assert await say(server, hello) == refused
+    strange = msgspec.msgpack.encode({"type": "Hello", "version": newer, "who": ["knows"]})
+    assert await say(server, strange) == refused
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [1, wire.WIRE_VERSION + 1])
 def test_a_consumer_recognises_a_producer_of_another_version(version):
     hello = CONSUMER.hello("producer", ["shm"])
     challenge = replace_struct(PRODUCER.challenge(hello), version=version)
-    with pytest.raises(PeerError, match=f"wire version {version}, this instance speaks 2"):
+    with pytest.raises(PeerError, match=f"wire version {version}, this instance speaks {wire.WIRE_VERSION}"):
         CONSUMER.prove(hello, challenge)
 
 
@@ -207,10 +210,10 @@ def test_nonces_do_not_repeat():
     "data",
     [
         {"version": 1, "key": "k", "lease": "l", "epoch": "e", "rank": 0, "nbytes": 1},
-        {"version": 2, "key": "k", "lease": "l", "epoch": "e", "rank": -1, "nbytes": 1},
-        {"version": 2, "key": "k", "lease": "l", "epoch": "e", "rank": 0, "nbytes": 0},
-        {"version": 2, "key": "k", "lease": "l", "epoch": "e", "rank": 0, "nbytes": 1, "peer": "tcp://x:1"},
-        {"version": 2, "key": 7, "lease": "l", "epoch": "e", "rank": 0, "nbytes": 1},
+        {"version": VERSION, "key": "k", "lease": "l", "epoch": "e", "rank": -1, "nbytes": 1},
+        {"version": VERSION, "key": "k", "lease": "l", "epoch": "e", "rank": 0, "nbytes": 0},
+        {"version": VERSION, "key": "k", "lease": "l", "epoch": "e", "rank": 0, "nbytes": 1, "peer": "tcp://x:1"},
+        {"version": VERSION, "key": 7, "lease": "l", "epoch": "e", "rank": 0, "nbytes": 1},
         {},
         None,
     ],

@@ -20,9 +20,10 @@ from tests.unit.transfer import hostile  # noqa: E402
 from tests.unit.transfer.parties import FINGERPRINT, Party, new_address, pattern, wait_until  # noqa: E402
 from vllm_epd.transfer import wire  # noqa: E402
 from vllm_epd.transfer.handshake import Identity  # noqa: E402
+from vllm_epd.transfer.items import lease_pin  # noqa: E402
 from vllm_epd.transfer.region import host_region  # noqa: E402
 from vllm_epd.transfer.serve import Server  # noqa: E402
-from vllm_epd.transfer.store import EmbeddingStore, lease_pin  # noqa: E402
+from vllm_epd.transfer.store import EmbeddingStore  # noqa: E402
 from vllm_epd.transfer.tiers import TransferMemory, open_tiers  # noqa: E402
 
 HONEST_ANSWER_S = 1.0
@@ -272,6 +273,11 @@ LIES = {
     "enormous shape": ({"shape": [2**62, 4]}, "does not match 256 bytes"),
     "too many dimensions": ({"shape": [2**63 - 1] * 200_000}, "200000 dimensions"),
     "other dtype": ({"dtype": "float64"}, "does not match 256 bytes"),
+    "unknown codec": ({"codec": "zip"}, "unknown codec 'zip'"),
+    "codec that does not fit": ({"codec": "int8"}, "of uint8 as int8 does not match 256 bytes"),
+    "codec without a row": ({"codec": "int8", "shape": [], "dtype": "float32"}, "does not match 256 bytes"),
+    "codec of a negative width": ({"codec": "fp8", "shape": [-1, -260], "dtype": "float32"}, "does not match"),
+    "other checksum": ({"checksum": 1}, "arrived damaged"),
     "fewer bytes": ({"spans": [(0, 128)]}, "256 bytes was announced, 128 are offered"),
     "negative span": ({"spans": [(0, 512), (0, -256)]}, "lies outside"),
     "empty span": ({"spans": [(0, NBYTES), (0, 0)]}, "lies outside"),

@@ -10,10 +10,12 @@ torch = pytest.importorskip("torch")
 from tests.unit.transfer.parties import CPU, until  # noqa: E402
 from vllm_epd.errors import EmbeddingLostError, PeerError, PoolError, StuckReadError, TransferError  # noqa: E402
 from vllm_epd.transfer import wire  # noqa: E402
+from vllm_epd.transfer.codec import NONE  # noqa: E402
 from vllm_epd.transfer.fetch import Fetched  # noqa: E402
-from vllm_epd.transfer.landings import Landings, Offers, Room  # noqa: E402
+from vllm_epd.transfer.items import Claim, Place, lease_pin  # noqa: E402
+from vllm_epd.transfer.landings import Landings, Offered, Offers, Room  # noqa: E402
 from vllm_epd.transfer.region import host_region  # noqa: E402
-from vllm_epd.transfer.store import Claim, EmbeddingStore, Place, lease_pin  # noqa: E402
+from vllm_epd.transfer.store import EmbeddingStore  # noqa: E402
 
 PAGE = 1024
 PAGES = 4
@@ -27,12 +29,12 @@ class HeldUpFetcher:
         self.asked = []
         self._answers = asyncio.Queue()
 
-    async def fetch(self, handle, spans):
+    async def fetch(self, handle, spans, *, wait=False):
         self.asked.append(handle.key)
         answer = await self._answers.get()
         if isinstance(answer, BaseException):
             raise answer
-        return Fetched((handle.nbytes,), torch.uint8)
+        return Fetched((handle.nbytes,), torch.uint8, NONE, None)
 
     def answer(self, what=None):
         self._answers.put_nowait(what)
@@ -258,10 +260,10 @@ async def test_a_large_claim_is_not_starved_by_small_ones(scene):
         assert not large.done()
         assert not small.done()
     scene.store.end_lease("y")
-    assert await large == []
+    assert (await large).held == []
     assert not small.done()
     scene.offers.withdraw(["large"])
-    assert await small == []
+    assert (await small).held == []
 
 
 async def test_an_offer_withdrawn_while_it_waits_claims_nothing_and_lets_the_next_on(scene):
@@ -273,7 +275,7 @@ async def test_an_offer_withdrawn_while_it_waits_claims_nothing_and_lets_the_nex
     with pytest.raises(asyncio.CancelledError):
         await first
     scene.store.end_lease("x")
-    assert await second == []
+    assert (await second).held == []
     assert scene.store.state().pinned == 1
     scene.offers.withdraw(["c1"])
     assert scene.untouched
@@ -289,7 +291,7 @@ async def test_a_wait_for_room_ends_with_its_time_limit_and_leaves_nothing(hasty
 
 async def test_what_is_offered_and_here_is_adopted_and_counted_as_one_hit(scene):
     scene.store.put("a", torch.ones(PAGE, dtype=torch.uint8))
-    assert await scene.reserve((1, "a", "a1", PAGE), (2, "b", "b1", PAGE)) == [1]
+    assert await scene.reserve((1, "a", "a1", PAGE), (2, "b", "b1", PAGE)) == Offered([1], [PAGE, PAGE])
     assert scene.store.state().hits == 1
     scene.offers.withdraw(["a1", "b1"])
     assert scene.store.state().pinned == 1
@@ -299,7 +301,7 @@ async def test_what_is_offered_and_here_is_adopted_and_counted_as_one_hit(scene)
 
 async def test_what_was_adopted_unseen_is_dropped_with_its_lease(scene):
     scene.store.put("a", torch.ones(PAGE, dtype=torch.uint8))
-    assert await scene.reserve((1, "a", "a1", PAGE), (2, "b", "b1", PAGE)) == [1]
+    assert await scene.reserve((1, "a", "a1", PAGE), (2, "b", "b1", PAGE)) == Offered([1], [PAGE, PAGE])
     scene.offers.withdraw(["a1", "b1"], [1, 2])
     assert scene.store.state().pinned == 0
 

@@ -17,10 +17,10 @@ from vllm_epd.transfer import peers as peers_module  # noqa: E402
 from vllm_epd.transfer import wire  # noqa: E402
 from vllm_epd.transfer.fetch import Fetcher  # noqa: E402
 from vllm_epd.transfer.handshake import Identity  # noqa: E402
+from vllm_epd.transfer.items import StoredItem  # noqa: E402
 from vllm_epd.transfer.peers import PeerBook  # noqa: E402
 from vllm_epd.transfer.pool import Span  # noqa: E402
 from vllm_epd.transfer.serve import Server  # noqa: E402
-from vllm_epd.transfer.store import StoredItem  # noqa: E402
 from vllm_epd.transfer.tiers import Link  # noqa: E402
 
 NBYTES = 256

@@ -7,8 +7,9 @@ torch = pytest.importorskip("torch")
 
 from vllm_epd.errors import EmbeddingLostError, PoolError  # noqa: E402
 from vllm_epd.transfer import store as store_module  # noqa: E402
+from vllm_epd.transfer.items import Claim, Place, lease_pin  # noqa: E402
 from vllm_epd.transfer.region import host_region  # noqa: E402
-from vllm_epd.transfer.store import Claim, EmbeddingStore, Place, lease_pin  # noqa: E402
+from vllm_epd.transfer.store import EmbeddingStore  # noqa: E402
 
 PAGE = 1024
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from tests.unit.transfer.parties import CPU, LIMIT_S, config
 from vllm_epd.transfer import wire
 from vllm_epd.transfer.agent import TransferAgent
 from vllm_epd.transfer.connection import Connection
-from vllm_epd.transfer.store import Claim, lease_pin
+from vllm_epd.transfer.items import Claim, lease_pin
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload([__name__])

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Have the answer generated, and pass it on as it comes."""
 
-from vllm_epd.errors import UpstreamError
+from vllm_epd.errors import NoInstanceError, UpstreamError
 from vllm_epd.router import jsonio, sse
 from vllm_epd.router.answers import clean_answer, opening_failure, says_nothing
 from vllm_epd.router.client import InstanceAnswer
 from vllm_epd.router.context import RequestContext
+from vllm_epd.router.first_token import RESUME
+from vllm_epd.router.instances import Instance
+from vllm_epd.router.plan import RETRY_AFTER_S
 from vllm_epd.router.requests import decode_body
 from vllm_epd.types import Role
 
@@ -21,13 +24,12 @@ class DecodeStep:
     name = _STAGE
 
     def applies(self, ctx: RequestContext) -> bool:
-        """Always, but for what has been answered as several branches."""
+        """Always, but for what has been answered as several branches, or by P alone."""
         return not ctx.answered
 
     async def run(self, ctx: RequestContext) -> None:
         """Generate, and give the answer to the sink."""
-        route = ctx.planned
-        instance = ctx.pick(Role.DECODE) if route.splits else route.prefill
+        instance = _decoder(ctx) if ctx.planned.splits else ctx.planned.prefill
         ctx.hold.close()
         index = ctx.branch.index
         headers = ctx.headers_for(f"-{index}" if index else "")
@@ -35,6 +37,8 @@ class DecodeStep:
             async with ctx.services.client.post(
                 Role.DECODE, instance, ctx.request.api.value, _body(ctx), headers
             ) as answer:
+                if ctx.offer is not None:
+                    ctx.offer.taken = True
                 ctx.forget_body()
                 if answer.is_stream:
                     await _relay(answer, ctx, instance.name)
@@ -43,6 +47,20 @@ class DecodeStep:
                     _note_prefilled(ctx)
                     await ctx.sink.body(whole)
         ctx.answered = True
+
+
+def _decoder(ctx: RequestContext) -> Instance:
+    """The instance that expects the KV cache if it may still be given work, another one otherwise."""
+    candidates = ctx.peers(Role.DECODE)
+    if ctx.offer is not None:
+        if ctx.offer.decoder in candidates:
+            return ctx.offer.decoder
+        ctx.offer.pass_over()
+    if ctx.resumes:
+        candidates = tuple(each for each in candidates if each.info.limits.get(RESUME))
+    if not candidates:
+        raise NoInstanceError("no decode instance can go on from a first token", retry_after_s=RETRY_AFTER_S)
+    return ctx.services.chooser.pick(Role.DECODE, candidates)
 
 
 def _body(ctx: RequestContext) -> bytes:

@@ -82,9 +82,13 @@ class FanOutStep:
                 _take_over(child, prompt)
             else:
                 prompt.first = child
-            await run_steps((self._prefill,), child)
-            prompt.prefilled.set()
-            await run_steps((self._decode,), child)
+            try:
+                with child.hold:
+                    await run_steps((self._prefill,), child)
+                    prompt.prefilled.set()
+                    await run_steps((self._decode,), child)
+            finally:
+                child.close_offer()
 
 
 def _prompts(ctx: RequestContext) -> Sequence[_Prompt]:

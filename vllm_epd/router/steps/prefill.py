@@ -2,18 +2,25 @@
 """Have the prompt prefilled by an instance that keeps the KV cache for another one."""
 
 from vllm_epd.router import jsonio
-from vllm_epd.router.answers import decode_answer, handed_over
+from vllm_epd.router.answers import decode_answer, handed_over, offered
 from vllm_epd.router.context import RequestContext
 from vllm_epd.router.embeddings import read_description
+from vllm_epd.router.first_token import may_resume
+from vllm_epd.router.jsonio import JsonObject
+from vllm_epd.router.offers import EPD, Offer
 from vllm_epd.router.requests import prefill_body
+from vllm_epd.router.steps.open import open_answer
 from vllm_epd.types import Role
 
 
 class PrefillStep:
     """Asks P for one token and keeps what says where the KV cache is.
 
-    From P's answer on its KV cache waits for D, at most for P's lease (30 s in vLLM, prolonged while D
-    queues). A client that leaves between the two calls strands it for that long; nothing is sent to D.
+    Over our own connector the token may be the first one of the answer, and D is chosen now: it fetches the KV cache
+    while P still prefills.
+
+    From P's answer on its KV cache waits for D, at most for P's lease. A client that leaves between the two calls
+    strands it for that long over NIXL; over our own connector P is told.
     """
 
     name = Role.PREFILL.value
@@ -23,26 +30,50 @@ class PrefillStep:
         return ctx.planned.splits and ctx.kv is None and not ctx.answered
 
     async def run(self, ctx: RequestContext) -> None:
-        """Prefill; learn of the media what P encoded itself."""
-        route, instance = ctx.planned, ctx.planned.prefill
-        body = jsonio.encode(prefill_body(ctx.request, ctx.branch, ctx.encoded))
-        ctx.hold.close()  # from here on the call itself counts
-        with instance.busy():
-            raw = await ctx.services.client.ask(
-                Role.PREFILL,
-                instance,
-                ctx.request.api.value,
-                body,
-                ctx.headers_for(_suffix(ctx.branch.index)),
-            )
+        """Prefill; learn of the media what P encoded itself; have the answer opened if its first token is P's."""
+        ctx.close_offer()
+        ctx.offer = offer = _offer(ctx) if ctx.planned.prefill.info.kv == EPD else None
+        samples = offer is not None and may_resume(ctx.request, ctx.planned.prefill, offer.decoder)
+        answer = await _ask(ctx, offer, samples)
         ctx.leases.prefilled()
-        answer = decode_answer(raw, Role.PREFILL.value)
-        kv = handed_over(answer, instance.name)
-        if route.raw_media and ctx.encoded is None:
-            items = read_description(answer, len(ctx.request.media), instance.name)
-            ctx.items.update(enumerate(items))
-        ctx.kv = kv
+        _note_media(ctx, answer)
+        if samples and offer is not None:
+            await open_answer(ctx, offer, answer)
+        if not ctx.answered and ctx.kv is None:
+            ctx.kv = _kv(ctx, offer, answer)
         ctx.forget_media()
+
+
+def _offer(ctx: RequestContext) -> Offer:
+    return ctx.services.kv.offer(ctx.planned.prefill, ctx.pick(Role.DECODE))
+
+
+async def _ask(ctx: RequestContext, offer: Offer | None, samples: bool) -> JsonObject:
+    instance = ctx.planned.prefill
+    transfer = None if offer is None else offer.transfer
+    body = jsonio.encode(prefill_body(ctx.request, ctx.branch, ctx.encoded, offer=transfer, samples=samples))
+    ctx.hold.close()  # from here on the call itself counts, and D as soon as it is chosen
+    if offer is not None:
+        ctx.hold.enter_context(offer.decoder.busy())
+    headers = ctx.headers_for(_suffix(ctx.branch.index))
+    with instance.busy():
+        raw = await ctx.services.client.ask(Role.PREFILL, instance, ctx.request.api.value, body, headers)
+    return decode_answer(raw, Role.PREFILL.value)
+
+
+def _kv(ctx: RequestContext, offer: Offer | None, answer: JsonObject) -> JsonObject:
+    """What tells D where the KV cache is, for D to generate all tokens."""
+    name = ctx.planned.prefill.name
+    if offer is None:
+        return handed_over(answer, name)
+    ctx.services.metrics.first_token(Role.DECODE)
+    return {EPD: {**offered(answer, offer.transfer, name), "resume": False}}
+
+
+def _note_media(ctx: RequestContext, answer: JsonObject) -> None:
+    if ctx.planned.raw_media and ctx.encoded is None:
+        items = read_description(answer, len(ctx.request.media), ctx.planned.prefill.name)
+        ctx.items.update(enumerate(items))
 
 
 def _suffix(index: int) -> str:

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KV caches on their way from P to D over our own connector: what P is asked to offer, and what D is told of it."""
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+
+from vllm_epd.router.calls import AdminCalls
+from vllm_epd.router.client import InstanceClient
+from vllm_epd.router.config import RouterConfig
+from vllm_epd.router.instances import Instance
+from vllm_epd.types import Role, kv_epoch
+
+#: The KV connector of our own, as instances name it.
+EPD = "epd"
+
+_EXPECT = "/epd/kv/expect"
+_FORGET = "/epd/kv/forget"
+
+
+class Offer:
+    """One KV cache that P is asked to offer, and the D that is to have it, from construction to `close`.
+
+    D learns of the offer while P still prefills, where it is known which agent will have it, so that it can fetch
+    what is there already. That is a hint: the answer of P says what D needs.
+
+    Attributes:
+        transfer: name of the offer.
+        prefill: the instance that offers it.
+        decoder: the instance that is to have it.
+        taken: a decode instance has the request, and gives back what P keeps for it.
+    """
+
+    def __init__(self, calls: Mapping[Role, AdminCalls], prefill: Instance, decoder: Instance) -> None:
+        self.transfer = secrets.token_hex(16)
+        self.prefill = prefill
+        self.decoder = decoder
+        self.taken = False
+        self._calls = calls
+        self._closed = False
+        self._told: asyncio.Task[None] | None = None
+        if len(prefill.info.kv_agents) == 1:
+            hint = {"transfer": self.transfer, "epoch": kv_epoch(prefill.info.epoch), "rank": 0}
+            self._told = calls[Role.DECODE].tell(decoder, _EXPECT, hint)
+
+    def close(self) -> None:
+        """D needs nothing of it any more; once, however often it is called.
+
+        Where no decode instance came to have the request, P learns that nobody will come.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self.pass_over()
+        if not self.taken:
+            self._calls[Role.PREFILL].tell(self.prefill, _FORGET, {"transfer": self.transfer})
+
+    def pass_over(self) -> None:
+        """The decoder that was to have it expects it no more: another one gets it, or none."""
+        told, self._told = self._told, None
+        if told is not None:
+            self._calls[Role.DECODE].tell(self.decoder, _FORGET, {"transfer": self.transfer}, after=told)
+
+
+class KvClient:
+    """Makes offers, and tells instances of them in the background."""
+
+    def __init__(self, client: InstanceClient, config: RouterConfig) -> None:
+        self._calls = {role: AdminCalls(role, client, config) for role in (Role.PREFILL, Role.DECODE)}
+
+    def offer(self, prefill: Instance, decoder: Instance) -> Offer:
+        """A new offer, of which `decoder` learns at once."""
+        return Offer(self._calls, prefill, decoder)
+
+    async def close(self) -> None:
+        """Tell what is still to be told, and nothing after that."""
+        for calls in self._calls.values():
+            await calls.close()

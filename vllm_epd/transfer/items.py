@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a store keeps and what is claimed of it."""
+
+from dataclasses import dataclass
+from enum import Enum
+from math import inf, prod
+
+import torch
+
+from vllm_epd.transfer.codec import NONE
+from vllm_epd.transfer.pool import Span
+
+
+@dataclass(frozen=True, slots=True)
+class StoredItem:
+    """What is needed to read an item.
+
+    Attributes:
+        spans: where its bytes lie.
+        shape: of the tensor.
+        dtype: of the tensor.
+        written: an event after which the bytes are there, and the answer in `finite`.
+        codec: that the bytes are encoded with.
+        finite: whether all numbers are; None where nobody asked.
+    """
+
+    spans: tuple[Span, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    written: torch.Event | None = None
+    codec: str = NONE
+    finite: torch.Tensor | None = None
+
+    @property
+    def raw_bytes(self) -> int:
+        """Size of the tensor, whatever its bytes are encoded with."""
+        return prod(self.shape) * int(self.dtype.itemsize)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the device has written the bytes."""
+        return self.written is None or bool(self.written.query())
+
+    @property
+    def may_be_sent(self) -> bool:
+        """Whether its numbers are finite, as far as anybody asked; only once it is `ready`."""
+        return self.finite is None or bool(self.finite)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One item that is to be kept: `nbytes` under a pin that ends by itself after `pin_s`."""
+
+    key: str
+    nbytes: int
+    pin: str
+    pin_s: float = inf
+
+
+class Place(Enum):
+    """What a claim has found."""
+
+    HELD = "held"
+    """The bytes are there."""
+    NEW = "new"
+    """Pages for the claimer to fill."""
+    PENDING = "pending"
+    """Pages that somebody else has claimed and not filled yet."""
+
+
+def lease_pin(lease: str) -> str:
+    """The pin of a lease: what a peer names as a lease can never be a pin of another kind."""
+    return f"lease-{lease}"

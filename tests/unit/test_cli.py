@@ -115,8 +115,9 @@ def test_topology_comes_up_behind_a_router_and_goes(up, tmp_path):
     with urllib.request.urlopen(f"{url}/ready", timeout=30) as response:
         assert json.load(response)["stages"] == {"encode": 2, "prefill": 1, "decode": 1}
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
+    # Not `communicate`, which would miss what has been read ahead with the line that says ready.
+    output = process.stdout.read()
+    assert process.wait(60) == 0
     assert f"curl {url}/v1/chat/completions" in output
     assert (tmp_path / "logs/E1.log").read_text() == "given: --max-num-seqs 4 --seed 7\n"
     assert (tmp_path / "logs/PD0.log").read_text() == "given: --seed 7\n"

@@ -37,7 +37,7 @@ def open_session() -> aiohttp.ClientSession:
 async def ask(session: aiohttp.ClientSession, url: str, body: bytes) -> dict[str, Any]:
     """The whole answer to a chat request that is not streamed."""
     async with session.post(url + CHAT, data=body, headers=JSON) as response:
-        await _check(response)
+        await check_status(response)
         answer: dict[str, Any] = await response.json()
         return answer
 
@@ -47,8 +47,8 @@ async def stream(session: aiohttp.ClientSession, url: str, body: bytes, since: f
     start = perf_counter() if since is None else since
     first, text, usage = None, "", {}
     async with session.post(url + CHAT, data=body, headers=JSON) as response:
-        await _check(response)
-        async for chunk in _chunks(response):
+        await check_status(response)
+        async for chunk in chunks(response):
             piece = "".join(choice["delta"].get("content") or "" for choice in chunk.get("choices", ()))
             if piece and first is None:
                 first = perf_counter()
@@ -60,7 +60,8 @@ async def stream(session: aiohttp.ClientSession, url: str, body: bytes, since: f
     return Answer(first - start, end - start, text, usage["prompt_tokens"])
 
 
-async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+async def chunks(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+    """The chunks of a streamed answer, each as it comes; BenchError when it fails in mid-stream."""
     async for line in response.content:
         if line.startswith(b"data: {"):
             chunk = json.loads(line[len(b"data: ") :])
@@ -69,6 +70,7 @@ async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, A
             yield chunk
 
 
-async def _check(response: aiohttp.ClientResponse) -> None:
+async def check_status(response: aiohttp.ClientResponse) -> None:
+    """BenchError with what was answered, unless that is 200."""
     if response.status != 200:
         raise BenchError(f"{response.url} answered {response.status}: {(await response.text())[:1000]}")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.comparisons import COMPARISONS, Row
-from tests.bench.handover.report import handover_mapping, handover_table
+from tests.bench.handover.report import handover_table
 from tests.bench.machine import describe_commit
 from tests.bench.results import Result, Results
 from tests.bench.tables import new_table
@@ -49,7 +49,7 @@ def write_json(path: Path, results: Results, rows: list[Row], machine: dict[str,
         "machine": machine,
         "rows": [asdict(row) | {"ratio": row.ratio, "ok": row.ok} for row in rows],
         "measured": [_as_mapping(result) for result in results.all],
-        "handovers": [handover_mapping(handover) for handover in results.handovers],
+        "handovers": [asdict(handover) for handover in results.handovers],
         "transfers": [transfer_mapping(results, transfer) for transfer in results.transfers],
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -133,7 +133,6 @@ class EPDKVConnector(KVConnectorBase_V1):
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> EPDKVConnectorMetadata:
         if self._producer is not None:
-            self._own_desk.collect()
             saves = self._producer.step_saves(scheduler_output.num_scheduled_tokens, self._block_ids)
             return EPDKVConnectorMetadata(KVStep(saves=saves))
         assert self._consumer is not None

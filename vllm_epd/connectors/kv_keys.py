@@ -63,6 +63,10 @@ class Chunk:
     end: int
     nbytes: int
 
+    def blocks_of(self, block_ids: Sequence[int], skip: int = 0) -> tuple[int, ...]:
+        """Its blocks among those of the prompt, but for the first `skip`."""
+        return tuple(block_ids[self.first_block + skip : self.first_block + self.blocks])
+
 
 def cut(
     tokens: Sequence[int], items: Iterable[Item], circumstances: Iterable[str | None], shape: ChunkShape

@@ -4,6 +4,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vllm_epd.connectors.desk import Desk
@@ -47,6 +48,11 @@ class _Outgoing:
         self.saved += len(complete)
         return complete
 
+    def saves(self, chunks: Sequence[Chunk], block_ids: Sequence[int]) -> list[SaveBlocks]:
+        """Orders to save `chunks` of a prompt whose blocks are `block_ids`."""
+        transfer = self.remote.transfer
+        return [SaveBlocks(each.key, _lease(transfer, each), each.blocks_of(block_ids)) for each in chunks]
+
 
 class KVProducerHalf:
     """Makes room for the KV cache of a prompt before it is prefilled, and has it saved chunk by chunk meanwhile.
@@ -70,18 +76,19 @@ class KVProducerHalf:
         outgoing = self._outgoing.get(request.request_id)
         if outgoing is None:
             outgoing = self._outgoing[request.request_id] = self._begin(request, transfer)
-            self._desk.reserve(outgoing.wanted, outgoing_settled(outgoing, self._desk), transfer=transfer)
+            self._desk.reserve(outgoing.wanted, partial(self._on_reserved, outgoing), transfer)
         return outgoing.ready
 
     def step_saves(self, scheduled: Mapping[str, int], block_ids: BlockIds) -> tuple[SaveBlocks, ...]:
         """Chunks that this step completes."""
-        return tuple(
-            SaveBlocks(chunk.key, _lease(outgoing.remote.transfer, chunk), tuple(blocks))
-            for request_id, tokens in scheduled.items()
-            if (outgoing := self._outgoing.get(request_id)) is not None and not outgoing.lost
-            for chunk in outgoing.due(outgoing.request.num_computed_tokens + tokens)
-            for blocks in [block_ids(request_id)[chunk.first_block : chunk.first_block + chunk.blocks]]
-        )
+        saves: list[SaveBlocks] = []
+        for request_id, tokens in scheduled.items():
+            outgoing = self._outgoing.get(request_id)
+            if outgoing is None or outgoing.lost:
+                continue
+            if due := outgoing.due(outgoing.request.num_computed_tokens + tokens):
+                saves += outgoing.saves(due, block_ids(request_id))
+        return tuple(saves)
 
     def finish(self, request: "Request") -> dict[str, Any] | None:
         """Forget `request`; where its KV cache can be had, None if nobody is there to get it or it is nowhere."""
@@ -99,27 +106,22 @@ class KVProducerHalf:
     def _begin(self, request: "Request", transfer: str) -> _Outgoing:
         tokens = request.prompt_token_ids
         assert tokens is not None
-        chunks = cut(tokens, items_of(request), circumstances_of(request), self._shape)
+        chunks = cut(tokens, _items_of(request), _circumstances_of(request), self._shape)
         wanted = tuple(
             wire.Wanted(self._desk.book.new_number(), chunk.key, _lease(transfer, chunk), chunk.nbytes)
             for chunk in chunks
         )
         return _Outgoing(request, RemoteKV(transfer, self._epoch, self._rank, len(tokens)), chunks, wanted)
 
-
-def outgoing_settled(outgoing: _Outgoing, desk: Desk) -> Callable[[wire.Reserved | wire.ReserveFailed], None]:
-    """What to do with the answer to a reservation; a prompt whose KV cache finds no room is prefilled all the same."""
-
-    def settled(report: wire.Reserved | wire.ReserveFailed) -> None:
+    def _on_reserved(self, outgoing: _Outgoing, report: wire.Reserved | wire.ReserveFailed) -> None:
+        """A prompt whose KV cache finds no room is prefilled all the same."""
         outgoing.ready = True
         if isinstance(report, wire.ReserveFailed):
             outgoing.lost = report.reason
             return
         for landing in report.held:
-            desk.book.reject(landing)
-        desk.send_drops()
-
-    return settled
+            self._desk.book.reject(landing)
+        self._desk.send_drops()
 
 
 @dataclass(slots=True)
@@ -180,9 +182,8 @@ class KVConsumerHalf:
             return
         for chunk in incoming.needed if num_external_tokens else ():
             skip = max(0, incoming.first_block - chunk.first_block)
-            end = min(chunk.first_block + chunk.blocks, len(block_ids))
             self._desk.book.load(chunk.key)
-            self._loads.append((chunk, skip, tuple(block_ids[chunk.first_block + skip : end])))
+            self._loads.append((chunk, skip, chunk.blocks_of(block_ids, skip)))
         self._end(request.request_id, incoming)
 
     def step_loads(self) -> tuple[LoadBlocks, ...]:
@@ -215,7 +216,7 @@ class KVConsumerHalf:
         tokens = request.prompt_token_ids
         if tokens is None or remote.tokens > len(tokens):
             raise TransferError(f"KV of {remote.tokens} tokens for a prompt of {len(tokens or ())}")
-        chunks = cut(tokens[: remote.tokens], items_of(request), circumstances_of(request), self._shape)
+        chunks = cut(tokens[: remote.tokens], _items_of(request), _circumstances_of(request), self._shape)
         handles = {chunk.key: _handle(remote, chunk) for chunk in chunks}
         incoming = self._incoming[request.request_id] = _Incoming(chunks, handles, remote.transfer)
         return incoming
@@ -259,12 +260,12 @@ class KVConsumerHalf:
         self._desk.leave(request_id)
 
 
-def items_of(request: "Request") -> list[Item]:
+def _items_of(request: "Request") -> list[Item]:
     """The media of a prompt."""
     return [Item(feature.identifier, int(feature.mm_position.offset)) for feature in request.mm_features]
 
 
-def circumstances_of(request: "Request") -> tuple[str | None, ...]:
+def _circumstances_of(request: "Request") -> tuple[str | None, ...]:
     """What decides the KV cache of a prompt besides tokens and media, and who may share it."""
     lora = request.lora_request
     return (None if lora is None else str(lora.lora_path), request.cache_salt)

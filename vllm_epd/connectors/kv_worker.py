@@ -10,7 +10,7 @@ from vllm_epd import ops
 from vllm_epd.connectors.kv_metadata import KVStep, LoadBlocks, SaveBlocks
 from vllm_epd.errors import PoolError
 from vllm_epd.transfer.agent import TransferAgent
-from vllm_epd.transfer.items import StoredItem
+from vllm_epd.transfer.items import StoredItem, spread
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +23,7 @@ class KVWorkerHalf:
         self._agent = agent
         self._lease_s = lease_s
         self._planes = ops.Planes(planes)
-        self._row_bytes = sum(plane.shape[1] for plane in planes)
-        self._device = planes[0].device
-        self._on_device = planes[0].is_cuda
+        self._on_device = self._planes.device.type == "cuda"
 
     def load(self, step: KVStep) -> None:
         """Bring what is here into the model's caches, before the model runs."""
@@ -44,23 +42,21 @@ class KVWorkerHalf:
     def _load(self, order: LoadBlocks) -> None:
         def scatter(item: StoredItem, pieces: Sequence[torch.Tensor]) -> None:
             chunk = pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
-            first, last = order.skip, order.skip + len(order.block_ids)
-            wanted = chunk[first * self._row_bytes : last * self._row_bytes].to(self._device, non_blocking=True)
-            ops.scatter_rows(wanted, self._planes, order.block_ids)
+            wanted = chunk.view(-1, self._planes.row_bytes)[order.skip : order.skip + len(order.block_ids)].flatten()
+            ops.scatter_rows(wanted.to(self._planes.device, non_blocking=True), self._planes, order.block_ids)
 
         self._agent.read(order.landing, order.key, scatter, on_device=self._on_device)
 
     def _save(self, order: SaveBlocks) -> None:
         def gather(pieces: Sequence[torch.Tensor]) -> None:
-            if len(pieces) == 1 and pieces[0].device == self._device:
+            if len(pieces) == 1 and pieces[0].device == self._planes.device:
                 ops.gather_rows(self._planes, order.block_ids, pieces[0])
                 return
-            chunk = torch.empty(shape[0] * shape[1], dtype=torch.uint8, device=self._device)
+            chunk = torch.empty(shape[0] * shape[1], dtype=torch.uint8, device=self._planes.device)
             ops.gather_rows(self._planes, order.block_ids, chunk)
-            for source, piece in zip(chunk.split([piece.numel() for piece in pieces]), pieces, strict=True):
-                piece.copy_(source, non_blocking=True)
+            spread(chunk, pieces)
 
-        shape = len(order.block_ids), self._row_bytes
+        shape = len(order.block_ids), self._planes.row_bytes
         store = self._agent.store
         try:
             store.fill(order.key, shape[0] * shape[1], shape, torch.uint8, gather, on_device=self._on_device)

@@ -117,18 +117,16 @@ class AdminPlugin:
             }
             self._addresses = tuple(settings.peer_address(rank) for rank in range(dp_size))
         publish_pool_metrics(EMBEDDINGS, [ranks[0] for ranks in commands], self._models()[0])
-        self._connect_kv(args.kv_transfer_config, dp_size)
-        if self._instance.roles.prefill != self._instance.roles.decode:
+        if args.kv_transfer_config is not None:
+            self._kv = self._instance.config.kv_connector
+            self._connect_kv(args.kv_transfer_config, dp_size)
             self._limits["resume"] = int(may_resume(config, state.openai_serving_chat, args))
         if self._instance.config.router is not None:
             self._registrar = Registrar(self._instance.config.router, _health_url(args), self.info, self._set_peers)
             self._registrar.start()
 
-    def _connect_kv(self, config: "KVTransferConfig | None", dp_size: int) -> None:
-        """Learn how KV caches travel, and connect to the agents that move them where they are ours."""
-        if config is None:
-            return
-        self._kv = self._instance.config.kv_connector if self._instance else ""
+    def _connect_kv(self, config: "KVTransferConfig", dp_size: int) -> None:
+        """Connect to the agents that move KV caches, where they are ours."""
         if config.kv_connector == KV_CONNECTOR:
             settings = KVSettings.from_extra_config(config.kv_connector_extra_config)
             commands = [settings.command_address(rank, 0) for rank in range(dp_size)]

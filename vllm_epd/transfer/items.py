@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a store keeps and what is claimed of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from math import inf, prod
@@ -71,3 +72,9 @@ class Place(Enum):
 def lease_pin(lease: str) -> str:
     """The pin of a lease: what a peer names as a lease can never be a pin of another kind."""
     return f"lease-{lease}"
+
+
+def spread(flat: torch.Tensor, pieces: Sequence[torch.Tensor]) -> None:
+    """Copy `flat` into the pieces of a region that an item consists of, all of them uint8 in one dimension."""
+    for source, piece in zip(flat.split([piece.numel() for piece in pieces]), pieces, strict=True):
+        piece.copy_(source, non_blocking=True)

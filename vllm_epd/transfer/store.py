@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import inf
 from typing import TypeVar
 
@@ -12,7 +13,7 @@ import torch
 
 from vllm_epd.errors import EmbeddingLostError, PoolError
 from vllm_epd.transfer.codec import NONE, decode
-from vllm_epd.transfer.items import Claim, Place, StoredItem, lease_pin
+from vllm_epd.transfer.items import Claim, Place, StoredItem, lease_pin, spread
 from vllm_epd.transfer.packing import Packer, Packing
 from vllm_epd.transfer.pool import PagedPool, Span, whole_pages
 from vllm_epd.transfer.region import Region
@@ -105,13 +106,8 @@ class EmbeddingStore:
         tensor = tensor.detach()
         packed, measured = self._packer.pack(tensor, nbytes or tensor.nbytes), self._packer.measure(tensor)
         flat = packed.flat
-
-        def copy(pieces: Sequence[torch.Tensor]) -> None:
-            for source, piece in zip(flat.split([piece.numel() for piece in pieces]), pieces, strict=True):
-                piece.copy_(source, non_blocking=True)
-
         made = StoredItem((), tuple(tensor.shape), tensor.dtype, codec=packed.codec, finite=packed.finite)
-        item = self._fill(key, flat.numel(), made, copy, on_device=flat.is_cuda)
+        item = self._fill(key, flat.numel(), made, partial(spread, flat), on_device=flat.is_cuda)
         if item is not None:
             with self._lock:
                 self._packer.note(measured, item.written)

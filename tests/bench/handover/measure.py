@@ -11,7 +11,7 @@ from uuid import uuid4
 import aiohttp
 
 from tests.bench.cases import MODEL
-from tests.bench.client import JSON
+from tests.bench.client import JSON, check_status, chunks
 from tests.bench.errors import BenchError
 from tests.bench.handover.cases import NOTHING, TOKENS, WARM_UP, Way, prompts
 from tests.bench.handover.results import Handover
@@ -63,20 +63,17 @@ class _Pair:
 
     async def _post(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
         async with self.session.post(url, data=json.dumps(body), headers=JSON) as response:
-            if response.status != 200:
-                raise BenchError(f"{url} answered {response.status}: {(await response.text())[:1000]}")
+            await check_status(response)
             answer: dict[str, Any] = await response.json()
             return answer
 
     async def _first_token(self, body: dict[str, Any]) -> float:
         url = self.decode + COMPLETIONS
         async with self.session.post(url, data=json.dumps(body), headers=JSON) as response:
-            if response.status != 200:
-                raise BenchError(f"{url} answered {response.status}: {(await response.text())[:1000]}")
+            await check_status(response)
             first = None
-            async for line in response.content:
-                if first is None and line.startswith(b"data: {"):
-                    first = perf_counter()
+            async for _ in chunks(response):
+                first = first or perf_counter()
         if first is None:
             raise BenchError(f"{url} generated nothing")
         return first

@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hand-overs as a table, and for JSON."""
-
-from dataclasses import asdict
-from typing import Any
+"""The hand-overs as a table."""
 
 from rich.table import Table
 
-from tests.bench.handover.results import Handover
 from tests.bench.results import Results
 from tests.bench.tables import new_table
 
@@ -19,7 +15,3 @@ def handover_table(results: Results) -> Table:
         times = (each.prefill.p50, each.handover.p50, each.handover.p95)
         table.add_row(str(each.tokens), each.way, str(each.requests), *(f"{seconds * 1e3:.1f}" for seconds in times))
     return table
-
-
-def handover_mapping(handover: Handover) -> dict[str, Any]:
-    return asdict(handover)

@@ -45,16 +45,6 @@ def request(
 
 
 @pytest.fixture
-def link() -> FakeLink:
-    return FakeLink()
-
-
-@pytest.fixture
-def desk(link: FakeLink) -> Desk:
-    return Desk(link)  # type: ignore[arg-type]
-
-
-@pytest.fixture
 def consumer(desk: Desk) -> ConsumerHalf:
     return ConsumerHalf(desk, capacity_bytes=100, tower=False)
 

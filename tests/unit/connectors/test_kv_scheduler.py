@@ -40,16 +40,6 @@ def request(name: str, params: Any, tokens: list[int] | None = None, **fields: A
 
 
 @pytest.fixture
-def link() -> FakeLink:
-    return FakeLink()
-
-
-@pytest.fixture
-def desk(link: FakeLink) -> Desk:
-    return Desk(link)  # type: ignore[arg-type]
-
-
-@pytest.fixture
 def producer(desk: Desk) -> KVProducerHalf:
     return KVProducerHalf(desk, "epoch-kv", 1, SHAPE)
 

@@ -24,11 +24,12 @@ class CodecState(Enum):
 
 
 class CodecGuard:
-    """Judges a codec by the first items after start, none of which is sent encoded.
+    """Judges a codec by the first items after start, none of which is sent encoded if it can go as it is.
 
     Each item goes in the form for which its room was reserved. As long as the codec is on trial that is the larger
-    form, and the verdict only changes what is reserved from then on. So no request that is admitted already fails for
-    want of room when the codec is refused, and none gets an embedding that nobody has vouched for.
+    form where the pool is large enough for it, and the verdict only changes what is reserved from then on. So no
+    request that is admitted already fails for want of room when the codec is refused. None gets an embedding that
+    nobody has vouched for: what goes encoded before the verdict goes only if it is within the bound itself.
 
     Attributes:
         state: what holds now; of `TRIAL` comes `ACTIVE` or `REFUSED`, and neither changes again.

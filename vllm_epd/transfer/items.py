@@ -13,6 +13,19 @@ from vllm_epd.transfer.pool import Span
 
 
 @dataclass(frozen=True, slots=True)
+class Tried:
+    """What a codec that nobody has vouched for does to the item that is encoded with it.
+
+    Attributes:
+        error: of the worst row, relative in the Euclidean norm; on the host once the item is written.
+        bound: largest error that is let pass.
+    """
+
+    error: torch.Tensor
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
 class StoredItem:
     """What is needed to read an item.
 
@@ -20,9 +33,10 @@ class StoredItem:
         spans: where its bytes lie.
         shape: of the tensor.
         dtype: of the tensor.
-        written: an event after which the bytes are there, and the answer in `finite`.
+        written: an event after which the bytes are there, and the answers in `finite` and `tried`.
         codec: that the bytes are encoded with.
         finite: whether all numbers are; None where nobody asked.
+        tried: how it came through its codec; None where it needs no such proof.
     """
 
     spans: tuple[Span, ...]
@@ -31,6 +45,7 @@ class StoredItem:
     written: torch.Event | None = None
     codec: str = NONE
     finite: torch.Tensor | None = None
+    tried: Tried | None = None
 
     @property
     def raw_bytes(self) -> int:
@@ -43,9 +58,16 @@ class StoredItem:
         return self.written is None or bool(self.written.query())
 
     @property
-    def may_be_sent(self) -> bool:
-        """Whether its numbers are finite, as far as anybody asked; only once it is `ready`."""
-        return self.finite is None or bool(self.finite)
+    def objection(self) -> str | None:
+        """Why it is not to be sent, after its name; None where nothing is known against it. Only once it is `ready`."""
+        if self.finite is not None and not self.finite:
+            return "is not finite"
+        if self.tried is not None and self.tried.error > self.tried.bound:
+            return (
+                f"fits the pool only as {self.codec}, which changes a row by {float(self.tried.error):.4f} of its norm,"
+                f" more than {self.tried.bound:.4f}"
+            )
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -243,7 +243,7 @@ class Offers:
             TimeoutError: consumers do not make room in time.
             asyncio.CancelledError: one of the leases was withdrawn.
         """
-        sizes = [self._store.room(item.nbytes) for item in items]
+        sizes = self._store.rooms([item.nbytes for item in items])
         claims = [
             Claim(item.key, nbytes, lease_pin(item.lease), self._lease_s)
             for item, nbytes in zip(items, sizes, strict=True)

@@ -9,6 +9,7 @@ import torch
 from vllm_epd.errors import PoolError
 from vllm_epd.transfer.codec import CODECS, NONE, decode, encode, encoded_bytes, item_bytes, row_errors, scales_of
 from vllm_epd.transfer.codec_guard import CodecGuard, CodecState
+from vllm_epd.transfer.items import Tried
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +62,13 @@ class Packed:
         flat: its bytes, uint8 [nbytes].
         codec: that they are encoded with.
         finite: on the host, but set only once the device has come so far; None where nobody asks.
+        tried: the same, where it is encoded without a verdict on the codec.
     """
 
     flat: torch.Tensor
     codec: str
     finite: torch.Tensor | None
+    tried: Tried | None = None
 
 
 class Packer:
@@ -84,20 +87,27 @@ class Packer:
         self._settle()
         return self.packing.encoded(nbytes) if self.guard.state is CodecState.ACTIVE else nbytes
 
+    def least_room(self, nbytes: int) -> int:
+        """What to reserve for an item that has no room otherwise; `nbytes` itself once the codec is refused."""
+        return nbytes if self.guard.state is CodecState.REFUSED else self.packing.encoded(nbytes)
+
     def pack(self, tensor: torch.Tensor, nbytes: int) -> Packed:
-        """`tensor` in the form that has `nbytes`.
+        """`tensor` in the form that has `nbytes`; where that is encoded without a verdict, with what it does to it.
 
         Raises:
             PoolError: it has no such form.
         """
         if nbytes == tensor.nbytes:
-            finite = tensor.isfinite().all() if self.packing.finite else None
-            return Packed(tensor.contiguous().view(-1).view(torch.uint8), NONE, _on_host(finite))
+            finite = _on_host(tensor.isfinite().all()) if self.packing.finite else None
+            return Packed(tensor.contiguous().view(-1).view(torch.uint8), NONE, finite)
         codec = self.packing.codec
         if codec == NONE or nbytes != item_bytes(tensor.shape, tensor.dtype, codec):
             raise PoolError(f"{nbytes} bytes were announced for an embedding of {tensor.nbytes} bytes")
         flat = encode(tensor, codec)
-        return Packed(flat, codec, _on_host(scales_of(flat, tensor.shape).isfinite().all()))
+        finite = _on_host(scales_of(flat, tensor.shape).isfinite().all())
+        if self.guard.state is CodecState.ACTIVE:
+            return Packed(flat, codec, finite)
+        return Packed(flat, codec, finite, Tried(self._error(tensor, flat), self.guard.bound))
 
     def measure(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The error of the codec in the worst row of `tensor`, on the host once the device has come so far.
@@ -109,14 +119,17 @@ class Packer:
             return None
         if item_bytes(tensor.shape, tensor.dtype, codec) is None:
             return None
-        decoded = decode(encode(tensor, codec), tensor.shape, tensor.dtype, codec)
-        return _on_host(row_errors(tensor, decoded).amax())
+        return self._error(tensor, encode(tensor, codec))
 
     def note(self, measured: torch.Tensor | None, done: torch.Event | None) -> None:
         """Take in a measurement, which is there after `done`."""
         if measured is not None:
             self._measured.append((measured, done))
             self._settle()
+
+    def _error(self, tensor: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
+        decoded = decode(encoded, tensor.shape, tensor.dtype, self.packing.codec)
+        return _on_host(row_errors(tensor, decoded).amax())
 
     def _settle(self) -> None:
         """Let the guard judge by what has been measured."""
@@ -140,8 +153,8 @@ class Packer:
             logger.info("embeddings are sent as %s, which changed rows by at most %.4f of their norm", codec, worst)
 
 
-def _on_host(value: torch.Tensor | None) -> torch.Tensor | None:
+def _on_host(value: torch.Tensor) -> torch.Tensor:
     """`value` on its way to the host: there after whatever event the caller records next."""
-    if value is None or not value.is_cuda:
+    if not value.is_cuda:
         return value
     return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)

@@ -147,10 +147,10 @@ class Server:
         except EmbeddingLostError as error:
             return wire.Lost(str(error))
         await _written(item)
-        if not item.may_be_sent:
-            logger.error("embedding %s is not finite, and not sent", fetch.key)
+        if objection := item.objection:
+            logger.error("embedding %s is not sent: it %s", fetch.key, objection)
             self._store.release(grant)
-            return wire.Lost(f"the embedding {fetch.key!r} is not finite")
+            return wire.Lost(f"the embedding {fetch.key!r} {objection}")
         crc = await checksum(self._store.pieces(item.spans)) if self._checksums else None
         self._grants[grant] = (fetch.tier, time.monotonic() + self._grant_s)
         self._reading.set()

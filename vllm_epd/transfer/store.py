@@ -3,7 +3,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -53,10 +53,7 @@ class EmbeddingStore:
             PoolError: they would not fit an empty pool either.
         """
         sizes = {claim.key: claim.nbytes for claim in claims}
-        if (
-            any(nbytes <= 0 for nbytes in sizes.values())
-            or sum(map(self._rounded, sizes.values())) > self.capacity_bytes
-        ):
+        if any(nbytes <= 0 for nbytes in sizes.values()) or not self._fits(sizes.values()):
             raise PoolError(
                 f"{len(sizes)} embeddings of {sum(sizes.values())} bytes do not fit a pool of {self.capacity_bytes}"
                 " bytes; raise --epd-pool-bytes"
@@ -77,10 +74,15 @@ class EmbeddingStore:
         with self._lock:
             return self._pool.has_room([nbytes], self._sweep())
 
-    def room(self, nbytes: int) -> int:
-        """What to claim for an item that has `nbytes` as the encoder makes it: less where it will be encoded."""
+    def rooms(self, sizes: Sequence[int]) -> list[int]:
+        """What to claim for the items of one request, that have `sizes` as the encoder makes them.
+
+        Less where they will be encoded: once the codec is vouched for, and before that where the pool is too small
+        for them as they are.
+        """
         with self._lock:
-            return self._packer.room(nbytes)
+            rooms = [self._packer.room(nbytes) for nbytes in sizes]
+            return rooms if self._fits(rooms) else [self._packer.least_room(nbytes) for nbytes in sizes]
 
     def size(self, key: str) -> int | None:
         """What was claimed for `key`; None when it is not there at all."""
@@ -106,7 +108,9 @@ class EmbeddingStore:
         tensor = tensor.detach()
         packed, measured = self._packer.pack(tensor, nbytes or tensor.nbytes), self._packer.measure(tensor)
         flat = packed.flat
-        made = StoredItem((), tuple(tensor.shape), tensor.dtype, codec=packed.codec, finite=packed.finite)
+        made = StoredItem(
+            (), tuple(tensor.shape), tensor.dtype, codec=packed.codec, finite=packed.finite, tried=packed.tried
+        )
         item = self._fill(key, flat.numel(), made, partial(spread, flat), on_device=flat.is_cuda)
         if item is not None:
             with self._lock:
@@ -400,5 +404,6 @@ class EmbeddingStore:
     def _bytes(self, span: Span) -> torch.Tensor:
         return self._region.tensor[span.offset : span.offset + span.length]
 
-    def _rounded(self, nbytes: int) -> int:
-        return whole_pages(nbytes, self._pool.page_bytes)
+    def _fits(self, sizes: Iterable[int]) -> bool:
+        """Whether an empty pool has room for items of these sizes."""
+        return sum(whole_pages(nbytes, self._pool.page_bytes) for nbytes in sizes) <= self.capacity_bytes

@@ -40,9 +40,9 @@ def offer(half: WorkerHalf, key: str, nbytes: int) -> torch.Tensor:
 def test_an_offer_goes_in_the_form_that_was_announced(agent: TransferAgent) -> None:
     half = WorkerHalf(agent, 60.0, CPU, offers=True)
     for number in range(TRIAL_ITEMS):
-        assert agent.store.room(RAW) == RAW
+        assert agent.store.rooms([RAW]) == [RAW]
         offer(half, f"k{number}", RAW)
-    assert agent.store.room(RAW) == ENCODED
+    assert agent.store.rooms([RAW]) == [ENCODED]
     as_it_is, encoded = offer(half, "as it is", RAW), offer(half, "encoded", ENCODED)
     assert torch.equal(agent.store.take("as it is", CPU), as_it_is)
     assert torch.allclose(agent.store.take("encoded", CPU), encoded, atol=0.03)

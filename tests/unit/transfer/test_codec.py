@@ -94,6 +94,15 @@ def test_a_row_that_is_not_finite_never_becomes_so_and_spoils_no_other(codec, br
 
 
 @codecs
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(0, 8), (0,), (3, 0, 8)], ids=str)
+def test_an_item_without_a_row_is_encoded_as_nothing(codec, dtype, shape):
+    decoded = there_and_back(torch.empty(shape, dtype=dtype), codec)
+    assert (decoded.shape, decoded.dtype) == (shape, dtype)
+    assert row_errors(torch.empty(shape, dtype=dtype), decoded).numel() == (shape == (0,))
+
+
+@codecs
 def test_the_smallest_and_the_largest_numbers_stay_finite(codec):
     rows = torch.tensor([[1e-45, 0.0], [1e-38, -1e-38], [3e38, -3e38], [65504.0, 1e-30]])
     decoded = there_and_back(rows, codec)

@@ -2,6 +2,7 @@
 """Compressed and checked embeddings between whole agents, alike and unlike in how they are set up."""
 
 import asyncio
+import re
 import zlib
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("nixl")
 
-from tests.unit.transfer.parties import wait_until  # noqa: E402
+from tests.unit.transfer.parties import PAGE, wait_until  # noqa: E402
 from vllm_epd.transfer import checksum as checksum_module  # noqa: E402
 from vllm_epd.transfer import wire  # noqa: E402
 from vllm_epd.transfer.checksum import checksum  # noqa: E402
@@ -18,6 +19,7 @@ from vllm_epd.transfer.codec import encoded_bytes  # noqa: E402
 from vllm_epd.transfer.codec_guard import TRIAL_ITEMS  # noqa: E402
 from vllm_epd.transfer.connection import Connection  # noqa: E402
 from vllm_epd.transfer.packing import Packing  # noqa: E402
+from vllm_epd.transfer.pool import whole_pages  # noqa: E402
 from vllm_epd.transfer.serve import Server  # noqa: E402
 
 ROWS, WIDTH = 100, 96
@@ -98,6 +100,42 @@ def test_a_pool_holds_more_encoded_items_than_it_could_as_they_are(make_party):
         assert torch.allclose(consumer.load(number, f"k{number}"), embedding(number), atol=0.03)
 
 
+@pytest.mark.parametrize("codec", ["int8", "fp8"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_fits_the_pool_only_encoded_goes_so_before_the_verdict(make_party, codec, count):
+    pool_bytes = count * whole_pages(encoded_bytes(ROWS, WIDTH, codec), PAGE)
+    producer, consumer = make_party(packing=packing(codec), pool_bytes=pool_bytes), make_party(packing=packing())
+    consumer.meet(producer)
+    wanted = [wire.Wanted(number, f"k{number}", f"k{number}", embedding().nbytes) for number in range(count)]
+    assert sum(item.nbytes for item in wanted) > pool_bytes
+    reserved = producer.ask(wire.Reserve(wanted))
+    assert isinstance(reserved, wire.Reserved), reserved
+    for number, nbytes in enumerate(reserved.sizes):
+        producer.store.put(f"k{number}", embedding(number), nbytes)
+        assert consumer.pull(producer.handle(f"k{number}", nbytes), number) == wire.Pulled(number)
+        assert torch.allclose(consumer.load(number, f"k{number}"), embedding(number), rtol=0.07, atol=0.03)
+    assert producer.state().codec_state == "trial"
+
+
+def test_what_fits_only_encoded_and_is_changed_too_much_fails_with_both_numbers_and_so_does_the_next(make_party):
+    spiky = torch.ones(ROWS, 256)
+    spiky[:, 0] = 260.0
+    pool_bytes = whole_pages(encoded_bytes(*spiky.shape, "int8"), PAGE)
+    producer = make_party(packing=Packing("int8", row_bytes=1024, number_bytes=4), pool_bytes=pool_bytes)
+    consumer = make_party(packing=packing())
+    consumer.meet(producer)
+    report, _ = send(producer, consumer, 1, spiky)
+    assert isinstance(report, wire.PullFailed)
+    assert re.search(
+        r"'k1' fits the pool only as int8, which changes a row by 0\.\d+ of its norm, more than 0\.0500", report.reason
+    )
+    assert producer.state().codec_state == "refused"
+    producer.store.end_lease("k1")
+    refused = producer.ask(wire.Reserve([wire.Wanted(2, "k2", "k2", spiky.nbytes)]))
+    assert isinstance(refused, wire.ReserveFailed)
+    assert f"1 embeddings of {spiky.nbytes} bytes do not fit" in refused.reason
+
+
 def test_an_item_that_is_here_in_another_form_is_announced_as_it_lies(make_party):
     producer, consumer = pair(make_party, packing("int8"))
     tried(producer, consumer)
@@ -109,6 +147,23 @@ def test_an_item_that_is_here_in_another_form_is_announced_as_it_lies(make_party
     assert producer.ask(wire.TakeLease(first, "more")) == wire.LeaseTaken(nbytes)
     producer.store.put("new", embedding(2), reserved.sizes[1])
     assert producer.ask(wire.TakeLease("new", "more still")) == wire.LeaseTaken(reserved.sizes[1])
+
+
+@pytest.mark.parametrize("tried_before", [False, True], ids=["trial", "active"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("codec", ["int8", "fp8"])
+def test_a_codec_fails_the_pull_of_what_is_not_finite_before_the_verdict_and_after(
+    make_party, codec, value, tried_before
+):
+    producer, consumer = pair(make_party, packing(codec))
+    if tried_before:
+        tried(producer, consumer)
+    broken = embedding()
+    broken[0, 0] = value
+    report, nbytes = send(producer, consumer, 1, broken)
+    assert nbytes == (encoded_bytes(ROWS, WIDTH, codec) if tried_before else broken.nbytes)
+    assert isinstance(report, wire.PullFailed)
+    assert report.reason.endswith("the embedding 'k1' is not finite")
 
 
 @pytest.mark.parametrize("offered", [packing("int8"), packing(check="finite")], ids=["codec", "check"])

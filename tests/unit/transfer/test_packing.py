@@ -2,6 +2,7 @@
 """In which form items go into a pool, before the guard's verdict and after."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -55,9 +56,15 @@ def make_store():
         region.close()
 
 
+def room(store, nbytes):
+    """What is to be claimed for one item alone."""
+    (claimed,) = store.rooms([nbytes])
+    return claimed
+
+
 def offer(store, key, tensor, nbytes=None):
     """As a request does: room first, then the item in the form that has room; what was announced."""
-    nbytes = store.room(tensor.nbytes) if nbytes is None else nbytes
+    nbytes = room(store, tensor.nbytes) if nbytes is None else nbytes
     assert store.claim([Claim(key, nbytes, lease_pin(key))]) == [Place.NEW]
     store.put(key, tensor, nbytes)
     return nbytes
@@ -130,7 +137,9 @@ def test_the_first_items_go_as_they_are_and_the_next_ones_encoded(make_store, ca
 def test_a_codec_beyond_the_bound_is_refused_with_both_numbers_and_nothing_is_encoded(make_store, caplog):
     store = make_store()
     offer(store, "spiky", spiky())
-    assert "--epd-embedding-codec int8 is refused" in caplog.text
+    error = store.state().codec_error
+    assert error == pytest.approx(255**0.5 / (255 + 260.0**2) ** 0.5, rel=1e-3)
+    assert f"--epd-embedding-codec int8 is refused: it changes a row of an embedding by {error:.4f}" in caplog.text
     assert "more than 0.0500" in caplog.text
     for number in range(TRIAL_ITEMS):
         assert offer(store, f"k{number}", embedding(number)) == RAW
@@ -144,14 +153,14 @@ def test_a_codec_beyond_the_bound_is_refused_with_both_numbers_and_nothing_is_en
 
 def test_what_was_admitted_before_the_verdict_goes_as_it_was_announced(make_store):
     store = make_store()
-    early = store.room(RAW)
+    early = room(store, RAW)
     store.claim([Claim("early", early, lease_pin("early"))])
     tried(store)
-    assert store.room(RAW) == ENCODED
+    assert room(store, RAW) == ENCODED
     store.put("early", embedding(5), early)
     assert torch.equal(store.take("early", CPU), embedding(5))
     store.end_lease("early")
-    late = store.room(RAW)
+    late = room(store, RAW)
     store.claim([Claim("late", late, lease_pin("late")), Claim("rest", store.state().free_bytes - 5 * PAGE, "rest")])
     assert store.state().free_bytes == 0
     store.put("late", embedding(6), late)
@@ -161,7 +170,7 @@ def test_what_was_admitted_before_the_verdict_goes_as_it_was_announced(make_stor
 def test_a_refusal_fails_nobody_in_a_pool_without_a_page_to_spare(make_store):
     store = make_store(pages=2 * RAW // PAGE)
     for key in ("spiky", "other"):
-        assert store.claim([Claim(key, store.room(RAW), lease_pin(key))]) == [Place.NEW]
+        assert store.claim([Claim(key, room(store, RAW), lease_pin(key))]) == [Place.NEW]
     assert store.state().free_bytes == 0
     store.put("spiky", spiky(), RAW)
     store.put("other", embedding(), RAW)
@@ -190,25 +199,41 @@ def test_integers_are_neither_measured_nor_encoded(make_store):
     assert torch.equal(store.take("k0", CPU), torch.arange(WIDTH))
 
 
-@pytest.mark.parametrize("packing", [INT8, Packing(check="finite"), Packing(check="all")], ids=["codec", "on", "all"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "packing",
+    [INT8, replace(INT8, codec="fp8"), Packing(check="finite"), Packing(check="all")],
+    ids=["int8", "fp8", "on", "all"],
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_is_not_to_be_sent(make_store, packing, value):
     store, broken = make_store(packing), embedding()
     broken[3, 4] = value
     offer(store, "broken", broken)
     offer(store, "sound", embedding())
-    assert not store.grant("broken", "one", 60).may_be_sent
-    assert store.grant("sound", "two", 60).may_be_sent
+    assert store.grant("broken", "one", 60).objection == "is not finite"
+    assert store.grant("sound", "two", 60).objection is None
 
 
-def test_what_is_not_finite_and_encoded_is_not_to_be_sent(make_store):
-    store, broken = tried(make_store()), embedding()
-    broken[3, 4] = float("nan")
+@pytest.mark.parametrize("codec", ["int8", "fp8"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_and_encoded_is_not_to_be_sent(make_store, codec, value):
+    store, broken = tried(make_store(replace(INT8, codec=codec))), embedding()
+    broken[3, 4] = value
     assert offer(store, "broken", broken) == ENCODED
-    assert not store.grant("broken", "one", 60).may_be_sent
+    assert store.grant("broken", "one", 60).objection == "is not finite"
     taken = store.take("broken", CPU)
     assert not taken[3].isfinite().any()
     assert taken[4].isfinite().all()
+
+
+@pytest.mark.parametrize("codec", ["int8", "fp8"])
+def test_what_fits_only_encoded_is_sent_before_the_verdict_if_it_is_sound(make_store, codec):
+    store, broken = make_store(replace(INT8, codec=codec), pages=2 * -(-ENCODED // PAGE)), embedding()
+    broken[3, 4] = float("inf")
+    assert offer(store, "broken", broken) == offer(store, "sound", embedding()) == ENCODED
+    assert store.state().codec_state == "trial"
+    assert store.grant("broken", "one", 60).objection == "is not finite"
+    assert store.grant("sound", "two", 60).objection is None
 
 
 def test_items_that_are_not_finite_do_not_count_for_the_guard(make_store):
@@ -220,10 +245,34 @@ def test_items_that_are_not_finite_do_not_count_for_the_guard(make_store):
     assert store.state().codec_state == "active"
 
 
+@pytest.mark.parametrize("codec", ["int8", "fp8"])
+def test_an_item_without_a_row_has_no_room_and_says_nothing_of_the_codec(make_store, codec):
+    store, empty = make_store(replace(INT8, codec=codec)), torch.empty(0, WIDTH)
+    assert room(store, empty.nbytes) == 0
+    with pytest.raises(PoolError, match="of 0 bytes"):
+        store.claim([Claim("empty", 0, lease_pin("empty"))])
+    with pytest.raises(PoolError, match="of 0 bytes"):
+        store.put("empty", empty, 0)
+    assert store.state().items == 0
+    tried(store)
+    assert store.state().codec_state == "active"
+
+
+@pytest.mark.parametrize("codec", ["int8", "fp8"])
+def test_zeros_come_back_as_zeros_and_are_no_error_of_the_codec(make_store, codec):
+    store, zeros = make_store(replace(INT8, codec=codec)), torch.zeros(ROWS, WIDTH)
+    for number in range(TRIAL_ITEMS):
+        offer(store, f"k{number}", zeros)
+    assert (store.state().codec_state, store.state().codec_error) == ("active", 0.0)
+    assert offer(store, "encoded", zeros) == ENCODED
+    assert store.grant("encoded", "one", 60).objection is None
+    assert torch.equal(store.take("encoded", CPU), zeros)
+
+
 def test_without_a_check_what_is_not_finite_is_sent_as_ever(make_store):
     store, broken = make_store(Packing()), torch.full((2, 2), float("inf"))
     offer(store, "k", broken)
-    assert store.grant("k", "one", 60).may_be_sent
+    assert store.grant("k", "one", 60).objection is None
 
 
 def test_a_measurement_counts_once_the_device_has_made_it():

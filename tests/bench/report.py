@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.codec.report import codec_mapping, codec_table
 from tests.bench.comparisons import COMPARISONS, Row
 from tests.bench.handover.report import handover_table
 from tests.bench.machine import describe_commit
@@ -35,6 +36,8 @@ def print_report(results: Results, rows: list[Row], console: Console) -> None:
         console.print(handover_table(results))
     if results.transfers:
         console.print(transfer_table(results))
+    if results.codecs:
+        console.print(codec_table(results))
     console.print(_compared(rows))
     if missed := [row for row in rows if row.ok is False]:
         console.print(f"[bold red]MISSED[/] {len(missed)} of {sum(row.ok is not None for row in rows)} targets:")
@@ -51,6 +54,7 @@ def write_json(path: Path, results: Results, rows: list[Row], machine: dict[str,
         "measured": [_as_mapping(result) for result in results.all],
         "handovers": [asdict(handover) for handover in results.handovers],
         "transfers": [transfer_mapping(results, transfer) for transfer in results.transfers],
+        "codecs": [codec_mapping(results, codec) for codec in results.codecs],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")

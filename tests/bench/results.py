@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from tests.bench.cases import Case
 from tests.bench.client import Answer
+from tests.bench.codec.results import Codec
 from tests.bench.cpu import Used
 from tests.bench.handover.results import Handover
 from tests.bench.summary import Summary
@@ -54,11 +55,12 @@ class Result:
 
 @dataclass(slots=True)
 class Results:
-    """What was measured so far: requests to systems, hand-overs of KV caches, and transfers."""
+    """What was measured so far: requests to systems, hand-overs of KV caches, transfers, and codecs."""
 
     all: list[Result] = field(default_factory=list)
     transfers: list[Transfer] = field(default_factory=list)
     handovers: list[Handover] = field(default_factory=list)
+    codecs: list[Codec] = field(default_factory=list)
 
     def add(self, result: Result) -> None:
         self.all.append(result)
@@ -74,6 +76,9 @@ class Results:
 
     def handover(self, way: str, tokens: int) -> Handover | None:
         return next((each for each in self.handovers if (each.way, each.tokens) == (way, tokens)), None)
+
+    def codec(self, model: str, codec: str) -> Codec | None:
+        return next((each for each in self.codecs if (each.model, each.codec) == (model, codec)), None)
 
     def transfer(self, variant: str, nbytes: int) -> Transfer | None:
         return next((each for each in self.transfers if (each.variant, each.nbytes) == (variant, nbytes)), None)

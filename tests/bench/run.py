@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make bench`: measures this package beside stock vLLM, and writes build/bench.json.
 
-Three sections: `serving`, where whole systems run one after the other on the same requests, `handover`, where KV
-caches go from prefill to decode, and `transfer`, where bytes move between two processes. The exit code is 1 if
-something could not be measured; a missed target does not change it.
+Four sections: `serving`, where whole systems run one after the other on the same requests, `handover`, where KV
+caches go from prefill to decode, `transfer`, where bytes move between two processes, and `codec`, where embeddings are
+compressed. The exit code is 1 if something could not be measured; a missed target does not change it.
 """
 
 import argparse
@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import aiohttp
+import httpx
 from rich.console import Console
 
 from tests.bench.cases import CASES, build_requests
+from tests.bench.codec.measure import measure_codecs
 from tests.bench.errors import BenchError
 from tests.bench.handover.cases import WAYS
 from tests.bench.handover.measure import measure_handovers
@@ -28,11 +30,11 @@ from tests.bench.results import Results
 from tests.bench.systems import EXTRA, SYSTEMS, System
 from tests.bench.transfer.measure import measure_transfers
 from tests.bench.transfer.variants import VARIANTS
-from vllm_epd.demo import ensure_model
+from vllm_epd.demo import FAMILIES, ensure_model
 from vllm_epd.errors import EPDError
 
 WIDTH = 160
-FAILURES = (BenchError, EPDError, aiohttp.ClientError, OSError)
+FAILURES = (BenchError, EPDError, AssertionError, aiohttp.ClientError, httpx.HTTPError, OSError)
 OUTPUT = ROOT / "build" / "bench.json"
 LOGS = ROOT / "build" / "bench-logs"
 
@@ -77,10 +79,29 @@ def _handover(options: argparse.Namespace, results: Results, console: Console) -
     return failures
 
 
+def _codec(options: argparse.Namespace, results: Results, console: Console) -> int:
+    LOGS.mkdir(parents=True, exist_ok=True)
+    failures = 0
+    for family in options.families:
+        place = Place(ensure_model(family), LOGS, LOGS)
+        try:
+            results.codecs += asyncio.run(measure_codecs(family, place, lambda text: console.print(text, markup=False)))
+        except* FAILURES as group:
+            for error in group.exceptions:
+                failures += 1
+                console.print(f"codecs, {family} FAILED: {error!r}", markup=False)
+    return failures
+
+
 Section = Callable[[argparse.Namespace, Results, Console], int]
 """Adds to the results; how much of it failed."""
 
-SECTIONS: dict[str, Section] = {"transfer": _transfer, "handover": _handover, "serving": _serving}
+SECTIONS: dict[str, Section] = {
+    "transfer": _transfer,
+    "handover": _handover,
+    "codec": _codec,
+    "serving": _serving,
+}
 """In the order in which they run."""
 
 
@@ -108,6 +129,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=sections, default=sections, help="sections to run")
     parser.add_argument("--systems", nargs="+", choices=known, default=usual, help="what serves")
     parser.add_argument("--cases", nargs="+", choices=cases, default=cases, help="what to ask")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES, help="models for codecs")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     return parser.parse_args()
 

@@ -162,8 +162,10 @@ class InstanceInfo:
         agents: addresses of the transfer agents that offer its embeddings, by data-parallel rank; peers learn them
             from the router alone.
         kv: the KV connector, `nixl` or `epd`, of an instance that only prefills or only decodes; empty otherwise.
-        kv_agents: addresses of the transfer agents that serve its KV caches, in order of rank; empty unless it
-            prefills and `kv` is `epd`.
+        kv_agents: addresses of the transfer agents that serve its KV caches, by data-parallel and then by
+            tensor-parallel rank; empty unless it prefills and `kv` is `epd`.
+        kv_shards: how many agents together serve one KV cache: the tensor-parallel size where `kv` is `epd`, otherwise
+            1; the same for the instance that takes it over.
     """
 
     instance_id: str
@@ -176,6 +178,12 @@ class InstanceInfo:
     agents: tuple[str, ...] = ()
     kv: str = ""
     kv_agents: tuple[str, ...] = ()
+    kv_shards: int = 1
+
+    @property
+    def kv_form(self) -> tuple[str, int]:
+        """What prefill and decode must have in common for one to take over the KV caches of the other."""
+        return self.kv, self.kv_shards
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any]) -> Self:
@@ -199,6 +207,7 @@ class InstanceInfo:
                 agents=tuple(str(address) for address in data.get("agents", ())),
                 kv=str(data.get("kv", "")),
                 kv_agents=tuple(str(address) for address in data.get("kv_agents", ())),
+                kv_shards=_count(data, "kv_shards"),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"bad instance description: {error!r}") from error
@@ -216,7 +225,15 @@ class InstanceInfo:
             "agents": list(self.agents),
             "kv": self.kv,
             "kv_agents": list(self.kv_agents),
+            "kv_shards": self.kv_shards,
         }
+
+
+def _count(data: Mapping[str, Any], key: str) -> int:
+    value = data.get(key, 1)
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"instance field {key!r} must be an integer of at least 1, got {value!r}")
+    return value
 
 
 def _text(data: Mapping[str, Any], key: str) -> str:

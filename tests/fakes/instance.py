@@ -113,6 +113,7 @@ class FakeInstance:
         agents: tuple[str, ...] = (),
         kv: str = "",
         kv_agents: tuple[str, ...] = (),
+        kv_shards: int = 1,
     ) -> None:
         self.epoch = epoch
         self.leases: dict[str, str] = {}
@@ -124,6 +125,7 @@ class FakeInstance:
         self._agents = agents
         self._kv = kv
         self._kv_agents = kv_agents
+        self._kv_shards = kv_shards
         self.kv_calls: list[tuple[str, Seen]] = []
         self._stored: dict[str, int] = {}
         self._encoding: list[str] = []
@@ -179,6 +181,7 @@ class FakeInstance:
             self._agents,
             self._kv,
             self._kv_agents,
+            self._kv_shards,
         )
 
     def restart(self, epoch: str) -> None:

@@ -49,6 +49,7 @@ LAYERS = (
             "controller.policy",
             "transfer.pages",
             "transfer.pool",
+            "transfer.shard",
             "transfer.wire",
         ),
         _words("words config"),

@@ -86,10 +86,17 @@ def test_differences_are_named() -> None:
     assert FINGERPRINT.differences(FINGERPRINT) == []
 
 
+@pytest.mark.parametrize("shards", [0, -1, "2", True, 1.5])
+def test_a_kv_cache_has_at_least_one_part(shards: object) -> None:
+    with pytest.raises(ConfigError, match="kv_shards"):
+        InstanceInfo.from_mapping(INFO.to_mapping() | {"kv_shards": shards})
+
+
 def test_agents_may_be_left_out() -> None:
-    data = {name: value for name, value in INFO.to_mapping().items() if name not in ("kv", "kv_agents", "agents")}
+    optional = ("kv", "kv_agents", "kv_shards", "agents")
+    data = {name: value for name, value in INFO.to_mapping().items() if name not in optional}
     read = InstanceInfo.from_mapping(data)
-    assert (read.kv, read.kv_agents, read.agents) == ("", (), ())
+    assert (read.kv, read.kv_agents, read.kv_shards, read.agents) == ("", (), 1, ())
 
 
 def test_kv_agents_are_peers_under_another_name() -> None:

@@ -21,6 +21,7 @@ from vllm_epd.connectors.kv_shape import chunk_shape, content, sized
 from vllm_epd.connectors.link import AgentLink
 from vllm_epd.connectors.settings import KVSettings
 from vllm_epd.errors import ConfigError
+from vllm_epd.transfer.shard import Shard
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -45,7 +46,10 @@ class EPDKVConnectorMetadata(KVConnectorMetadata):
 
 
 class EPDKVConnector(KVConnectorBase_V1):
-    """Hands the KV caches of prompts from prefill to decode, in chunks that travel while prefill goes on."""
+    """Hands the KV caches of prompts from prefill to decode, in chunks that travel while prefill goes on.
+
+    Each tensor-parallel rank has an agent and a pool of its own, and hands its part over to the same rank of its peer.
+    """
 
     def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
         super().__init__(vllm_config, role, kv_cache_config)
@@ -54,7 +58,8 @@ class EPDKVConnector(KVConnectorBase_V1):
         self._shape = chunk_shape(vllm_config, kv_cache_config)
         settings = KVSettings.from_extra_config(config.kv_connector_extra_config)
         self._settings = sized(settings, self._shape, vllm_config.model_config.max_model_len)
-        self._rank = vllm_config.parallel_config.data_parallel_index
+        parallel = vllm_config.parallel_config
+        self._rank, self._shards = parallel.data_parallel_index, parallel.tensor_parallel_size
         self._offers = config.is_kv_producer
         self._producer: KVProducerHalf | None = None
         self._consumer: KVConsumerHalf | None = None
@@ -62,7 +67,8 @@ class EPDKVConnector(KVConnectorBase_V1):
         self._worker: KVWorkerHalf | None = None
         self._asked: set[str] = set()
         if role is KVConnectorRole.SCHEDULER:
-            desk = self._desk = Desk(AgentLink([self._settings.command_address(self._rank, 0)]))
+            addresses = [self._settings.command_address(self._rank, shard) for shard in range(self._shards)]
+            desk = self._desk = Desk(AgentLink(addresses, sharded=True))
             if self._offers:
                 self._producer = KVProducerHalf(desk, self._settings.epoch, self._rank, self._shape)
             else:
@@ -71,6 +77,8 @@ class EPDKVConnector(KVConnectorBase_V1):
     # Worker side.
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+
         from vllm_epd.connectors.kv_worker import KVWorkerHalf
         from vllm_epd.transfer.agent import TransferAgent
 
@@ -81,14 +89,16 @@ class EPDKVConnector(KVConnectorBase_V1):
                 f" {ELSEWHERE}"
             )
         dtype = str(self._vllm_config.cache_config.cache_dtype)
+        tp_rank = get_tensor_model_parallel_rank()
         agent = TransferAgent(
             self._settings.agent_config(
                 fingerprint_of(self._vllm_config),
                 self._rank,
-                0,
+                tp_rank,
                 all_planes[0].device,
                 offers=self._offers,
                 content=content(self._shape, dtype),
+                shard=Shard(tp_rank, self._shards),
             )
         )
         self._worker = KVWorkerHalf(agent, self._settings.lease_s, all_planes)

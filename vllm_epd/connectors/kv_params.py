@@ -25,8 +25,8 @@ class RemoteKV:
 
     Attributes:
         transfer: names this hand-over.
-        epoch: of the agent that offers it.
-        rank: which of the producer's agents that is.
+        epoch: of the agents that offer it.
+        rank: data-parallel rank of the producer.
         tokens: of the prompt, at its beginning; what follows has no KV cache yet.
     """
 

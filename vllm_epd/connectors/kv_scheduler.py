@@ -61,7 +61,7 @@ class KVProducerHalf:
     """
 
     def __init__(self, desk: Desk, epoch: str, rank: int, shape: ChunkShape) -> None:
-        """Offer as the agent `rank` of `epoch`."""
+        """Offer as the agents of data-parallel rank `rank` of `epoch`."""
         self._desk = desk
         self._epoch = epoch
         self._rank = rank

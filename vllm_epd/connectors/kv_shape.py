@@ -24,16 +24,21 @@ LEAST_BYTES = 256 * 2**20
 
 
 def chunk_shape(vllm_config: "VllmConfig", kv_cache_config: "KVCacheConfig") -> ChunkShape:
-    """How this instance cuts prompts.
+    """How each tensor-parallel rank of this instance cuts prompts, all of them alike.
 
     Raises:
         ConfigError: its caches are not of the kind that is handed over in blocks of one size.
     """
     parallel = vllm_config.parallel_config
-    for what, size in (("tensor", parallel.tensor_parallel_size), ("pipeline", parallel.pipeline_parallel_size)):
+    for what, size in (
+        ("pipeline", parallel.pipeline_parallel_size),
+        ("prefill-context", parallel.prefill_context_parallel_size),
+        ("decode-context", parallel.decode_context_parallel_size),
+    ):
         if size > 1:
             raise ConfigError(
-                f"--epd-kv-connector epd is for one worker, not for {what}-parallel size {size}; {ELSEWHERE}"
+                f"--epd-kv-connector epd is for tensor-parallel workers, not for {what}-parallel size {size};"
+                f" {ELSEWHERE}"
             )
     groups = kv_cache_config.kv_cache_groups
     if len(groups) != 1:

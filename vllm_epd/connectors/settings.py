@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from vllm_epd.transfer.agent import AgentConfig
     from vllm_epd.transfer.packing import Packing
+    from vllm_epd.transfer.shard import Shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class AgentSettings:
     Attributes:
         epoch: of this start of the instance; also names its local command channel.
         host: address on which its agents listen and by which peers reach them.
-        port: first port; data-parallel rank n uses `port + n`.
+        port: first port; of the agents that serve peers, number n listens on `port + n`.
         pool_bytes: region for what is offered and for what has landed.
         lease_s: how long what is offered waits for its consumer.
         fetch_timeout_s: how long a consumer waits for one item, or a producer for room, before the request fails.
@@ -54,9 +55,9 @@ class AgentSettings:
         """As a JSON-able mapping."""
         return asdict(self)
 
-    def peer_address(self, data_parallel_rank: int) -> str:
-        """Where peers reach the agent that offers."""
-        return f"tcp://{self.host}:{self.port + data_parallel_rank}"
+    def peer_address(self, agent: int) -> str:
+        """Where peers reach one of the agents that offer, see `Shard.agent`."""
+        return f"tcp://{self.host}:{self.port + agent}"
 
     def agent_config(
         self,
@@ -67,6 +68,7 @@ class AgentSettings:
         *,
         offers: bool,
         content: str = "embeddings",
+        shard: "Shard | None" = None,
         packing: "Packing | None" = None,
     ) -> "AgentConfig":
         """What the agent of one worker is made from; the shared secret comes from the environment.
@@ -76,19 +78,22 @@ class AgentSettings:
             data_parallel_rank: of the worker.
             tensor_parallel_rank: of the worker.
             device: of the model.
-            offers: whether this agent is the one of its rank that offers.
+            offers: whether this agent offers anything.
             content: what its items are, as both sides of a transfer must take them.
+            shard: which part of each item it has; by default all of it.
             packing: in which form it offers them, and how they are checked; by default as they are, and not at all.
         """
         from vllm_epd.transfer.agent import AgentConfig
         from vllm_epd.transfer.handshake import Identity
         from vllm_epd.transfer.packing import Packing
+        from vllm_epd.transfer.shard import Shard
         from vllm_epd.transfer.tiers import TransferMemory
 
+        shard = shard or Shard()
         return AgentConfig(
-            identity=Identity(self.epoch, fingerprint, os.environ.get(TOKEN_ENV, "").encode(), content),
+            identity=Identity(self.epoch, fingerprint, os.environ.get(TOKEN_ENV, "").encode(), content, shard),
             command=self.command_address(data_parallel_rank, tensor_parallel_rank),
-            listen=self.peer_address(data_parallel_rank) if offers else None,
+            listen=self.peer_address(shard.agent(data_parallel_rank)) if offers else None,
             memory=TransferMemory(self.pool_bytes, str(device), self.transport, self.nixl_backend),
             lease_s=self.lease_s,
             timeout_s=self.fetch_timeout_s,

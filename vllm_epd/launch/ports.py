@@ -7,7 +7,7 @@ from random import Random
 
 from vllm_epd.errors import ConfigError
 
-RANGE = range(10000, 20000)
+RANGE = range(10000, 18000)
 """Below the ports of outgoing connections, and below those on which instances offer tensors.
 
 Until an instance listens, which takes seconds, any connection could take a port of the former kind, even that

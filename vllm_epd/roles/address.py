@@ -10,7 +10,7 @@ from vllm_epd.errors import ConfigError
 
 ANY = frozenset({"", "0.0.0.0", "::"})
 TRIES = 64
-PORTS = (18000, 32000)
+PORTS = range(18000, 32000)
 """Below the range from which the kernel takes ports for outgoing connections."""
 
 
@@ -51,7 +51,7 @@ def free_port(host: str, count: int) -> int:
         ConfigError: none found, or `host` is no address of this machine.
     """
     for _ in range(TRIES):
-        first = random.randrange(*PORTS)
+        first = random.choice(PORTS)
         if all(_is_free(host, port) for port in range(first, first + count)):
             return first
     raise ConfigError(f"no {count} neighbouring free ports on {host}; is it an address of this machine?")

@@ -52,7 +52,7 @@ class ReleaseRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ExpectRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A request will come for the KV cache that the agent `rank` of `epoch` offers as `transfer`."""
+    """A request will come for the KV cache that `rank` of `epoch` offers as `transfer`."""
 
     transfer: str
     epoch: str
@@ -82,6 +82,7 @@ class AdminPlugin:
         self._limits: dict[str, int] = {}
         self._addresses: tuple[str, ...] = ()
         self._kv = ""
+        self._kv_shards = 1
         self._kv_addresses: tuple[str, ...] = ()
 
     def attach_router(self, app: "FastAPI") -> None:
@@ -116,24 +117,24 @@ class AdminPlugin:
                 "max_item_bytes": item_bytes,
             }
             self._addresses = tuple(settings.peer_address(rank) for rank in range(dp_size))
-        publish_pool_metrics(EMBEDDINGS, [ranks[0] for ranks in commands], self._models()[0])
+        publish_pool_metrics(EMBEDDINGS, commands, self._models()[0])
         if args.kv_transfer_config is not None:
             self._kv = self._instance.config.kv_connector
-            self._connect_kv(args.kv_transfer_config, dp_size)
+            self._connect_kv(args.kv_transfer_config, dp_size, tp_size)
             self._limits["resume"] = int(may_resume(config, state.openai_serving_chat, args))
         if self._instance.config.router is not None:
             self._registrar = Registrar(self._instance.config.router, _health_url(args), self.info, self._set_peers)
             self._registrar.start()
 
-    def _connect_kv(self, config: "KVTransferConfig", dp_size: int) -> None:
+    def _connect_kv(self, config: "KVTransferConfig", dp_size: int, tp_size: int) -> None:
         """Connect to the agents that move KV caches, where they are ours."""
         if config.kv_connector == KV_CONNECTOR:
             settings = KVSettings.from_extra_config(config.kv_connector_extra_config)
-            commands = [settings.command_address(rank, 0) for rank in range(dp_size)]
-            self._kv_agents = AgentClient([[command] for command in commands])
+            commands = [[settings.command_address(dp, tp) for tp in range(tp_size)] for dp in range(dp_size)]
+            self._kv_agents, self._kv_shards = AgentClient(commands), tp_size
             publish_pool_metrics(KV, commands, self._models()[0])
             if config.is_kv_producer:
-                self._kv_addresses = tuple(settings.peer_address(rank) for rank in range(dp_size))
+                self._kv_addresses = tuple(settings.peer_address(agent) for agent in range(dp_size * tp_size))
 
     async def _set_peers(self, addresses: Mapping[str, Sequence[str]]) -> None:
         for agents in (self._agents, self._kv_agents):
@@ -155,6 +156,7 @@ class AdminPlugin:
             agents=self._addresses,
             kv=self._kv,
             kv_agents=self._kv_addresses,
+            kv_shards=self._kv_shards,
         )
 
     async def describe(self) -> dict[str, Any]:
@@ -164,7 +166,8 @@ class AdminPlugin:
     async def pool(self) -> dict[str, Any]:
         """The answer to `GET /epd/pool`: how full the region for embeddings is; empty without a role.
 
-        `kv` is the same for KV caches, where they travel over agents of our own.
+        `kv` is the same for KV caches, where they travel over agents of our own. Both speak of the first rank;
+        `/metrics` has them all.
         """
         if self._agents is None:
             return {}

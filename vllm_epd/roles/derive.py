@@ -18,9 +18,6 @@ IN_PROCESS_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 """By its path: by its name, vLLM's CPU platform replaces it with worker processes. Their message queues spin for a
 second after each step, in the engine core and in the worker, and starve a machine with few cores."""
 
-RANK_PORTS = 16
-"""Distance between the port blocks of one instance, room for as many data-parallel ranks."""
-
 SEVERAL_WORKERS = frozenset(
     {"distributed_executor_backend", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"}
 )

@@ -12,7 +12,8 @@ from vllm_epd.errors import TransferError
 from vllm_epd.transfer import wire
 
 ASK_MS = 500
-LABELS = ("model_name", "engine")
+LABELS = ("model_name", "engine", "rank")
+"""Of them, `engine` is the data-parallel rank, and `rank` the tensor-parallel one."""
 EMBEDDINGS, KV = "embedding_pool", "kv_pool"
 """The pools of an instance, as its metrics call them."""
 
@@ -42,10 +43,12 @@ COUNTERS = {
 class PoolCollector(Collector):
     """Asks the agents when it is asked."""
 
-    def __init__(self, pool: str, addresses: Sequence[str], model: str) -> None:
-        """Report on the agents at `addresses`, in order of data-parallel rank."""
+    def __init__(self, pool: str, addresses: Sequence[Sequence[str]], model: str) -> None:
+        """Report on the agents at `addresses`, by data-parallel and then by tensor-parallel rank."""
         self._pool = pool
-        self._addresses = list(addresses)
+        self._addresses = {
+            (str(dp), str(tp)): address for dp, ranks in enumerate(addresses) for tp, address in enumerate(ranks)
+        }
         self._model = model
 
     def describe(self) -> list[Metric]:
@@ -54,17 +57,17 @@ class PoolCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """One sample per metric and agent that answers."""
-        states = [(str(rank), _ask(address)) for rank, address in enumerate(self._addresses)]
+        states = {ranks: _ask(address) for ranks, address in self._addresses.items()}
         for names, family in ((GAUGES, GaugeMetricFamily), (COUNTERS, CounterMetricFamily)):
             for name, text in names.items():
                 metric = family(f"vllm_epd:{self._pool}_{name}", text, labels=LABELS)
-                for rank, state in states:
+                for ranks, state in states.items():
                     if state is not None:
-                        metric.add_metric((self._model, rank), getattr(state, name))
+                        metric.add_metric((self._model, *ranks), getattr(state, name))
                 yield metric
 
 
-def publish_pool_metrics(pool: str, addresses: Sequence[str], model: str) -> None:
+def publish_pool_metrics(pool: str, addresses: Sequence[Sequence[str]], model: str) -> None:
     """Add the pools of one kind behind `addresses` to this process's metrics; once."""
     REGISTRY.register(PoolCollector(pool, addresses, model))
 

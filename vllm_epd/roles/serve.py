@@ -21,7 +21,7 @@ from vllm_epd.config import INSTANCE_FLAGS, InstanceConfig, load_instance_config
 from vllm_epd.connectors.settings import EmbeddingSettings, KVSettings
 from vllm_epd.errors import ConfigError
 from vllm_epd.roles.address import advertised_host, free_port
-from vllm_epd.roles.derive import RANK_PORTS, Derived, derive
+from vllm_epd.roles.derive import Derived, derive
 from vllm_epd.types import ROLE_ENV, RoleSet, kv_epoch
 
 logger = logging.getLogger(__name__)
@@ -35,12 +35,20 @@ NIXL_THREADS = 0
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """This start of this instance."""
+    """This start of this instance.
+
+    Attributes:
+        port: first of the neighbouring ports that its agents listen on: those for embeddings, one for each
+            data-parallel rank, and after them those for KV caches, one for each worker.
+        kv_port: first of the latter.
+    """
 
     config: InstanceConfig
     roles: RoleSet
     epoch: str
     host: str
+    port: int
+    kv_port: int
 
 
 def install() -> None:
@@ -73,7 +81,9 @@ def apply_role(args: argparse.Namespace) -> None:
     roles = RoleSet.parse(config.role)
     derived = derive(roles, given_arguments(args), cpu=runs_on_cpu())
     host = advertised_host(config.advertise, config.router, args.host)
-    instance = Instance(config, roles, uuid.uuid4().hex, host)
+    ranks, workers = args.data_parallel_size, args.data_parallel_size * args.tensor_parallel_size
+    port = free_port(host, ranks + workers)
+    instance = Instance(config, roles, uuid.uuid4().hex, host, port, port + ranks)
     for name, value in derived.arguments.items():
         setattr(args, name, value)
     args.ec_transfer_config = _ec_config(instance, derived)
@@ -105,7 +115,7 @@ def _ec_config(instance: Instance, derived: Derived) -> Any:
 
     config = instance.config
     settings = EmbeddingSettings(
-        **_agents(instance, instance.epoch),
+        **_agents(instance, instance.epoch, instance.port),
         pool_bytes=config.pool_bytes,
         lease_s=config.lease_s,
         tower=derived.tower,
@@ -120,13 +130,13 @@ def _ec_config(instance: Instance, derived: Derived) -> Any:
     )
 
 
-def _agents(instance: Instance, epoch: str) -> dict[str, Any]:
+def _agents(instance: Instance, epoch: str, port: int) -> dict[str, Any]:
     """What the agents of both connectors have in common."""
     config = instance.config
     return {
         "epoch": epoch,
         "host": instance.host,
-        "port": free_port(instance.host, RANK_PORTS),
+        "port": port,
         "fetch_timeout_s": config.fetch_timeout_s,
         "transport": config.transport,
         "nixl_backend": config.nixl_backend,
@@ -138,7 +148,9 @@ def _own_kv_config(instance: Instance, role: str) -> Any:
 
     config = instance.config
     settings = KVSettings(
-        **_agents(instance, kv_epoch(instance.epoch)), pool_bytes=config.kv_pool_bytes or 0, lease_s=config.kv_lease_s
+        **_agents(instance, kv_epoch(instance.epoch), instance.kv_port),
+        pool_bytes=config.kv_pool_bytes or 0,
+        lease_s=config.kv_lease_s,
     )
     return KVTransferConfig(
         kv_connector=KV_CONNECTOR,
@@ -152,7 +164,7 @@ def _nixl_kv_config(instance: Instance, role: str) -> Any:
     from vllm.config import KVTransferConfig
 
     os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = instance.host
-    os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(free_port(instance.host, RANK_PORTS))
+    os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(instance.kv_port)
     return KVTransferConfig(
         kv_connector="NixlConnector",
         kv_role=role,

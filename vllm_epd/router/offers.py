@@ -21,8 +21,8 @@ _FORGET = "/epd/kv/forget"
 class Offer:
     """One KV cache that P is asked to offer, and the D that is to have it, from construction to `close`.
 
-    D learns of the offer while P still prefills, where it is known which agent will have it, so that it can fetch
-    what is there already. That is a hint: the answer of P says what D needs.
+    D learns of the offer while P still prefills, where it is known which data-parallel rank will have it, so that it
+    can fetch what is there already. That is a hint: the answer of P says what D needs.
 
     Attributes:
         transfer: name of the offer.
@@ -39,7 +39,7 @@ class Offer:
         self._calls = calls
         self._closed = False
         self._told: asyncio.Task[None] | None = None
-        if len(prefill.info.kv_agents) == 1:
+        if len(prefill.info.kv_agents) == prefill.info.kv_shards:
             hint = {"transfer": self.transfer, "epoch": kv_epoch(prefill.info.epoch), "rank": 0}
             self._told = calls[Role.DECODE].tell(decoder, _EXPECT, hint)
 

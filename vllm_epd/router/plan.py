@@ -89,7 +89,7 @@ def plan_route(instances: Sequence[Instance], *, has_media: bool, pick: Pick, ke
 
     Raises:
         NoInstanceError: a stage has no instance, or none of the same fingerprint as the others, or no prefill instance
-            has a decode instance of the same KV connector.
+            has a decode instance of the same KV connector and, where it matters, the same tensor-parallel size.
     """
     needed = MEDIA if has_media else TEXT
     allowed = [each for each in instances if keep is None or each.info.fingerprint == keep.group]
@@ -127,7 +127,7 @@ def peers(instances: Iterable[Instance], route: Route, role: Role) -> tuple[Inst
         same = [Route.through(each, has_media=media) for each in found]
         found = tuple(each.prefill for each in same if _way(each) == _way(route))
     if role is Role.DECODE and route.splits:
-        found = tuple(each for each in found if each.info.kv == route.prefill.info.kv)
+        found = tuple(each for each in found if each.info.kv_form == route.prefill.info.kv_form)
     if not found:
         raise NoInstanceError(f"no {role} instance is available any more", retry_after_s=RETRY_AFTER_S)
     return found
@@ -147,22 +147,34 @@ def missing(instances: Iterable[Instance], needed: Iterable[Role] = MEDIA) -> li
     return [role for role in needed if role not in present]
 
 
-def _way(route: Route) -> tuple[bool, bool, str]:
-    return route.splits, route.raw_media, route.prefill.info.kv
+def handover_objection(group: Sequence[Instance]) -> str | None:
+    """Why no prefill instance of a group, which has all stages, can hand over its KV caches; None where one can."""
+    prefilling = [each for each in group if each.info.roles.prefill]
+    if any(_decodable(each, group) for each in prefilling):
+        return None
+    return _why_not_decodable(prefilling[0], group)
+
+
+def _way(route: Route) -> tuple[bool, bool, tuple[str, int]]:
+    return route.splits, route.raw_media, route.prefill.info.kv_form
 
 
 def _decodable(prefill: Instance, group: Iterable[Instance]) -> bool:
     """Whether the instance decodes itself, or one of its group can take over its KV caches."""
     return prefill.info.roles.decode or any(
-        each.info.roles.decode and each.info.kv == prefill.info.kv for each in group
+        each.info.roles.decode and each.info.kv_form == prefill.info.kv_form for each in group
     )
 
 
 def _why_not_decodable(prefill: Instance, group: Iterable[Instance]) -> str:
-    decode = next(each for each in group if each.info.roles.decode)
+    decoding = [each for each in group if each.info.roles.decode]
+    near = next((each for each in decoding if each.info.kv == prefill.info.kv), None)
+    why = f"no decode instance can take over the KV caches of {prefill.name}: its"
+    if near is None:
+        return f"{why} KV connector is {_connector(prefill)}, that of {decoding[0].name} is {_connector(decoding[0])}"
     return (
-        f"no decode instance can take over the KV caches of {prefill.name}:"
-        f" its KV connector is {_connector(prefill)}, that of {decode.name} is {_connector(decode)}"
+        f"{why} tensor-parallel size is {prefill.info.kv_shards}, that of {near.name} is {near.info.kv_shards};"
+        " give both the same, or use --epd-kv-connector nixl on prefill and decode"
     )
 
 

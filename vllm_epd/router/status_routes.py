@@ -11,7 +11,7 @@ from vllm_epd.router import jsonio
 from vllm_epd.router.failures import error_object
 from vllm_epd.router.instances import Instance
 from vllm_epd.router.keys import SERVICES
-from vllm_epd.router.plan import groups, missing
+from vllm_epd.router.plan import groups, handover_objection, missing
 from vllm_epd.types import Role
 
 
@@ -31,14 +31,21 @@ async def health(request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """GET /ready: 200 when instances of one fingerprint serve every stage, otherwise 503."""
+    """GET /ready: 200 when instances of one fingerprint serve every stage and can work together, otherwise 503."""
     available = _available(request)
-    lacking = min((missing(group) for group in groups(available)), key=len, default=list(Role))
-    if not lacking:
-        return _json({"status": "ready", "stages": _stages(available)})
+    found = groups(available)
+    lacking = min((missing(group) for group in found), key=len, default=list(Role))
     names = [role.value for role in lacking]
-    message = f"not ready: no {' and no '.join(names)} instance among those of one fingerprint"
-    body = {**error_object(message, "ServiceUnavailableError", 503), "missing": names}
+    if lacking:
+        return _not_ready(f"no {' and no '.join(names)} instance among those of one fingerprint", names)
+    objections = [handover_objection(group) for group in found if not missing(group)]
+    if all(objections):
+        return _not_ready(str(objections[0]), names)
+    return _json({"status": "ready", "stages": _stages(available)})
+
+
+def _not_ready(reason: str, lacking: list[str]) -> web.Response:
+    body = {**error_object(f"not ready: {reason}", "ServiceUnavailableError", 503), "missing": lacking}
     return web.Response(body=jsonio.encode(body), status=503, content_type="application/json")
 
 

@@ -34,7 +34,7 @@ SPIN_S = 0.001
 Answer = TypeVar("Answer")
 
 _Place = tuple[str, int]
-"""Epoch and rank of a producer."""
+"""Epoch and data-parallel rank of a producer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ class Fetcher:
         await connection.close()
 
     async def _greeted(self, epoch: str, rank: int) -> Connection:
-        address = await self._peers.address(epoch, rank)
+        address = await self._peers.address(epoch, self._identity.shard.agent(rank))
         connection = Connection(self._context, address)
         try:
             async with asyncio.timeout(self._timeout_s):

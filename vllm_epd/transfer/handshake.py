@@ -15,10 +15,11 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from vllm_epd.errors import ConfigError, PeerError
 from vllm_epd.transfer import wire
+from vllm_epd.transfer.shard import Shard
 from vllm_epd.types import Fingerprint
 
 NONCE_BYTES = 16
@@ -33,12 +34,14 @@ class Identity:
         fingerprint: of its instance.
         secret: what all instances of a fleet share; empty where none is set.
         content: what its items are; a consumer that takes them for something else is refused.
+        shard: which part of each item it has; a consumer that wants another one is refused.
     """
 
     epoch: str
     fingerprint: Fingerprint
     secret: bytes = b""
     content: str = "embeddings"
+    shard: Shard = Shard()
 
     def hello(self, producer: str, tiers: Sequence[str]) -> wire.Hello:
         """What this consumer says first to the producer of that epoch."""
@@ -48,6 +51,7 @@ class Identity:
             consumer=self.epoch,
             fingerprint=self.fingerprint.to_mapping(),
             content=self.content,
+            shard=astuple(self.shard),
             tiers=list(tiers),
             nonce=secrets.token_bytes(NONCE_BYTES),
         )
@@ -79,13 +83,14 @@ class Identity:
         """Check a consumer, as the producer.
 
         Raises:
-            PeerError: another secret, another epoch expected, or another fingerprint.
+            PeerError: another secret, another epoch expected, another fingerprint, or other items.
         """
         if not hmac.compare_digest(proof.mac, self._mac(b"consumer", hello, challenge.nonce)):
             raise PeerError("the consumer has another shared secret; set the same EPD_TOKEN everywhere")
         if hello.producer != self.epoch:
             raise PeerError(f"epoch {hello.producer} is over, the instance was restarted as {self.epoch}")
         self._check_fingerprint(hello.fingerprint)
+        self.shard.check_reader(Shard(*hello.shard))
         if hello.content != self.content:
             raise PeerError(f"the consumer wants {hello.content}, there are {self.content}")
 

@@ -11,7 +11,7 @@ WAIT_S = 5.0
 
 
 class PeerBook:
-    """Addresses by epoch and rank, as the router has told them. Used in one event loop."""
+    """Addresses by epoch and number, as the router has told them. Used in one event loop."""
 
     def __init__(self, wait_s: float = WAIT_S) -> None:
         """Wait up to `wait_s` for an instance that is not known yet."""
@@ -28,8 +28,8 @@ class PeerBook:
     def __contains__(self, epoch: str) -> bool:
         return epoch in self._addresses
 
-    async def address(self, epoch: str, rank: int) -> str:
-        """The ZeroMQ address of one agent.
+    async def address(self, epoch: str, agent: int) -> str:
+        """The ZeroMQ address of one agent of an instance.
 
         Raises:
             PeerError: no such instance is registered, or it has no such agent.
@@ -43,6 +43,6 @@ class PeerBook:
                 f"no registered instance has epoch {epoch!r}; embeddings are taken from those that the router lists"
             ) from error
         addresses = self._addresses[epoch]
-        if not 0 <= rank < len(addresses):
-            raise PeerError(f"the instance of epoch {epoch!r} has {len(addresses)} agents, none of rank {rank}")
-        return addresses[rank]
+        if not 0 <= agent < len(addresses):
+            raise PeerError(f"the instance of epoch {epoch!r} has {len(addresses)} agents, none is number {agent}")
+        return addresses[agent]

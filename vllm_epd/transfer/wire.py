@@ -13,7 +13,7 @@ from vllm_epd.errors import TransferError
 
 T = TypeVar("T")
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 
 
 class EmbeddingHandle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,7 +26,7 @@ class EmbeddingHandle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         key: content key of the embedding.
         lease: id of the lease that keeps it for this consumer; acknowledged once.
         epoch: epoch of the producer; a restarted instance is another one.
-        rank: which of the producer's agents holds it (its data-parallel rank).
+        rank: data-parallel rank of the producer, whose agents hold it, each a part or the first one all of it.
         nbytes: size in bytes of what is read, which is encoded where the producer has a codec.
     """
 
@@ -50,6 +50,7 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
         consumer: the consumer's own epoch.
         fingerprint: of the consumer, `Fingerprint.to_mapping()`.
         content: what the consumer takes the items for, such as `embeddings`; both sides must mean the same.
+        shard: which part of the items it wants, and of how many; (0, 1) for all of them.
         tiers: names of the transports that it can read over.
         nonce: random bytes that the producer proves the shared secret over.
     """
@@ -59,6 +60,7 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
     consumer: str
     fingerprint: dict[str, str]
     content: str
+    shard: tuple[int, int]
     tiers: list[str]
     nonce: bytes
 
@@ -220,7 +222,7 @@ class TakeLease(msgspec.Struct, frozen=True, tag=True):
 
 
 class Expect(msgspec.Struct, frozen=True, tag=True):
-    """Bring the items of `transfer` here as they are made by agent `rank` of `epoch`: they will soon be wanted."""
+    """Bring the items of `transfer` here as they are made at `rank` of `epoch`: they will soon be wanted."""
 
     transfer: str
     epoch: str
@@ -234,7 +236,7 @@ class Forget(msgspec.Struct, frozen=True, tag=True):
 
 
 class SetPeers(msgspec.Struct, frozen=True, tag=True):
-    """The instances registered at the router: the addresses of their agents by epoch, in order of rank."""
+    """The instances registered at the router: the addresses of their agents by epoch, in order of `Shard.agent`."""
 
     addresses: dict[str, list[str]]
 

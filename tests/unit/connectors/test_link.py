@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The line to the agents, with sockets in the agents' place."""
 
+import threading
 import time
 from collections.abc import Iterator
 from uuid import uuid4
@@ -129,3 +130,87 @@ def test_nonsense_is_ignored(link: AgentLink, agents: Agents) -> None:
         agents.say(rank, b"\xff")
         agents.say(rank, wire.Pulled(3))
     assert news(link, 1) == [wire.Pulled(3)]
+
+
+@pytest.fixture
+def sharded(agents: Agents) -> Iterator[AgentLink]:
+    made = AgentLink(agents.addresses, sharded=True)
+    yield made
+    made.close()
+
+
+ITEMS = [wire.Wanted(5, "k", "lease", 8), wire.Wanted(6, "l", "other", 8)]
+
+
+def told(agents: Agents, *commands: wire.Command) -> None:
+    """Both ranks have heard these commands."""
+    for rank in (0, 1):
+        assert [agents.heard(rank) for _ in commands] == list(commands)
+        assert not agents.sockets[rank].poll(20)
+
+
+def test_there_is_room_for_all_parts_when_every_rank_says_so(sharded: AgentLink, agents: Agents) -> None:
+    sharded.reserve(ITEMS, "t")
+    told(agents, wire.Reserve(ITEMS, "t"))
+    agents.say(1, wire.Reserved(5, [6], [8, 8]))
+    time.sleep(0.05)
+    assert sharded.poll() == []
+    agents.say(0, wire.Reserved(5, [5], [8, 8]))
+    assert news(sharded, 1) == [wire.Reserved(5, [5, 6], [8, 8])]
+    sharded.withdraw(ITEMS)
+    told(agents, wire.Withdraw(["lease", "other"]))
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_what_one_rank_has_no_room_for_is_taken_back_on_all(sharded: AgentLink, agents: Agents, failing: int) -> None:
+    sharded.reserve(ITEMS, "t")
+    told(agents, wire.Reserve(ITEMS, "t"))
+    agents.say(1 - failing, wire.Reserved(5, [5], [8, 8]))
+    agents.say(failing, wire.ReserveFailed(5, "full"))
+    assert news(sharded, 1) == [wire.ReserveFailed(5, "full")]
+    told(agents, wire.Withdraw(["lease", "other"], [5, 6]), wire.Forget("t"))
+    assert sharded.poll() == []
+
+
+def test_a_rank_that_has_no_room_is_enough_however_late_the_others_answer(sharded: AgentLink, agents: Agents) -> None:
+    sharded.reserve(ITEMS)
+    told(agents, wire.Reserve(ITEMS))
+    agents.say(0, wire.ReserveFailed(5, "full"))
+    assert news(sharded, 1) == [wire.ReserveFailed(5, "full")]
+    told(agents, wire.Withdraw(["lease", "other"], [5, 6]))
+    agents.say(1, wire.ReserveFailed(5, "withdrawn"))
+    sharded.pull(7, HANDLE)
+    told(agents, wire.Pull(7, HANDLE))
+    for rank in (0, 1):
+        agents.say(rank, wire.Pulled(7))
+    assert news(sharded, 1) == [wire.Pulled(7)]
+
+
+def test_what_is_withdrawn_while_one_rank_makes_room_is_undone_on_all(sharded: AgentLink, agents: Agents) -> None:
+    sharded.reserve(ITEMS)
+    told(agents, wire.Reserve(ITEMS))
+    agents.say(0, wire.Reserved(5, [5], [8, 8]))
+    assert sharded.poll(20) == []
+    sharded.withdraw(ITEMS)
+    told(agents, wire.Withdraw(["lease", "other"], [5, 6]))
+    agents.say(1, wire.Reserved(5, [], [8, 8]))
+    time.sleep(0.05)
+    assert sharded.poll() == []
+
+
+def test_every_rank_gives_the_lease_of_its_part_back(sharded: AgentLink, agents: Agents) -> None:
+    sharded.pull(3, HANDLE)
+    sharded.release(HANDLE)
+    told(agents, wire.Pull(3, HANDLE), wire.Release(HANDLE))
+
+
+def test_waiting_ends_with_the_last_ranks_report(sharded: AgentLink, agents: Agents) -> None:
+    sharded.pull(3, HANDLE)
+    told(agents, wire.Pull(3, HANDLE))
+    agents.say(0, wire.Pulled(3))
+    late = threading.Timer(0.05, agents.say, (1, wire.Pulled(3)))
+    late.start()
+    begun = time.monotonic()
+    assert sharded.poll(5000) == [wire.Pulled(3)]
+    assert time.monotonic() - begun < 4
+    late.join()

@@ -6,7 +6,8 @@ import socket
 import pytest
 
 from vllm_epd.errors import ConfigError
-from vllm_epd.roles.address import advertised_host, free_port
+from vllm_epd.launch.ports import RANGE
+from vllm_epd.roles.address import PORTS, advertised_host, free_port
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,10 @@ def test_all_neighbouring_ports_are_free() -> None:
     for port in range(first, first + 4):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
+
+
+def test_agents_take_no_port_that_the_launcher_has_given_to_an_api() -> None:
+    assert not set(PORTS) & set(RANGE)
 
 
 def test_a_foreign_address_has_no_free_ports() -> None:

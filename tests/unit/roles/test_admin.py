@@ -81,8 +81,13 @@ def kv_config(roles: RoleSet, like: EmbeddingSettings) -> Any:
 
 
 @pytest.fixture
+def tp_size() -> int:
+    return 1
+
+
+@pytest.fixture
 async def served(
-    role: str, settings: EmbeddingSettings, agent: TransferAgent, monkeypatch: pytest.MonkeyPatch
+    role: str, tp_size: int, settings: EmbeddingSettings, agent: TransferAgent, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Served]:
     numbers = CollectorRegistry()
     monkeypatch.setattr(metrics, "REGISTRY", numbers)
@@ -91,7 +96,7 @@ async def served(
     monkeypatch.delenv(TOKEN_ENV, raising=False)
     monkeypatch.setattr(admin, "may_resume", lambda config, chat, args: True)
     given: Any = SimpleNamespace(router=None, advertise=None, kv_connector="epd")
-    instance = Instance(given, RoleSet.parse(role), settings.epoch, "h")
+    instance = Instance(given, RoleSet.parse(role), settings.epoch, "h", 1, 2)
     args = Namespace(
         ssl_certfile=None,
         host="127.0.0.1",
@@ -100,7 +105,7 @@ async def served(
         ec_transfer_config=SimpleNamespace(ec_connector_extra_config=settings.to_extra_config()),
         **{ATTRIBUTE: instance},
     )
-    parallel = SimpleNamespace(data_parallel_size=1, tensor_parallel_size=1)
+    parallel = SimpleNamespace(data_parallel_size=1, tensor_parallel_size=tp_size)
     model = SimpleNamespace(max_model_len=100)
     engine = SimpleNamespace(
         vllm_config=SimpleNamespace(parallel_config=parallel, model_config=model), model_config=model
@@ -191,12 +196,17 @@ async def test_leases_are_for_those_who_know_the_token(served: Served, monkeypat
 async def test_the_pool_is_among_the_metrics(served: Served) -> None:
     await served.client.post(LEASES, json={"key": "held", "lease": "mine"})
     text = generate_latest(served.numbers).decode()
-    assert 'vllm_epd:embedding_pool_hits_total{engine="0",model_name="base"} 1.0' in text
-    assert 'vllm_epd:embedding_pool_encoded_total{engine="0",model_name="base"} 1.0' in text
-    assert f'vllm_epd:embedding_pool_raw_bytes_total{{engine="0",model_name="base"}} {float(TENSOR.nbytes)}' in text
-    assert f'vllm_epd:embedding_pool_stored_bytes_total{{engine="0",model_name="base"}} {TENSOR.nbytes}' in text
-    assert 'vllm_epd:embedding_pool_codec_active{engine="0",model_name="base"} 0.0' in text
-    assert 'vllm_epd:embedding_pool_pinned{engine="0",model_name="base"} 1.0' in text
+    expected = {
+        "hits_total": 1,
+        "encoded_total": 1,
+        "raw_bytes_total": TENSOR.nbytes,
+        "stored_bytes_total": TENSOR.nbytes,
+        "codec_active": 0,
+        "pinned": 1,
+    }
+    for name, value in expected.items():
+        labels = 'engine="0",model_name="base",rank="0"'
+        assert f"vllm_epd:embedding_pool_{name}{{{labels}}} {float(value)}" in text
 
 
 class KvAgents:
@@ -232,6 +242,32 @@ async def test_an_instance_that_hands_kv_caches_over_says_how_and_where(
     info = (await served.client.get("/epd/info")).json()
     assert (info["kv"], info["limits"].get("resume")) == (kv, resume)
     assert bool(info["kv_agents"]) == (role == "prefill")
+    assert info["kv_shards"] == 1
+
+
+@pytest.mark.parametrize(("role", "agents"), [("prefill", 2), ("decode", 0)])
+@pytest.mark.parametrize("tp_size", [2])
+async def test_every_tensor_parallel_rank_serves_its_part_at_an_address_of_its_own(
+    served: Served, role: str, agents: int
+) -> None:
+    info = (await served.client.get("/epd/info")).json()
+    assert (info["kv_shards"], len(set(info["kv_agents"]))) == (2, agents)
+
+
+@pytest.mark.parametrize("tp_size", [2])
+async def test_the_metrics_have_a_sample_for_each_rank_that_answers(
+    served: Served, settings: EmbeddingSettings
+) -> None:
+    second = TransferAgent(settings.agent_config(FINGERPRINT, 0, 1, torch.device("cpu"), offers=False))
+    try:
+        text = generate_latest(served.numbers).decode()
+    finally:
+        second.close()
+    samples = [line for line in text.splitlines() if line.startswith("vllm_epd:embedding_pool_items{")]
+    assert sorted(samples) == [
+        'vllm_epd:embedding_pool_items{engine="0",model_name="base",rank="0"} 1.0',
+        'vllm_epd:embedding_pool_items{engine="0",model_name="base",rank="1"} 0.0',
+    ]
 
 
 async def test_the_agents_are_told_which_kv_caches_come(served: Served, kv_agents: KvAgents) -> None:

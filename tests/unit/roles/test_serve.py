@@ -35,6 +35,8 @@ print(json.dumps({
     "limits": engine.limit_mm_per_prompt, "executor": engine.distributed_executor_backend,
     "env": {name: os.environ.get(name) for name in ("EPD_ROLE", "VLLM_PLUGINS")},
     "settings": ec and ec.ec_connector_extra_config, "same_epoch": first == (ec and ec.engine_id),
+    "kv_settings": kv and kv.kv_connector_extra_config,
+    "side_channel": os.environ.get("VLLM_NIXL_SIDE_CHANNEL_PORT"),
 }))
 """
 Serve = Callable[..., dict[str, Any]]
@@ -64,6 +66,14 @@ def test_without_the_flag_nothing_changes(serve: Serve) -> None:
 
 def test_vllms_own_kv_connector_can_be_asked_for(serve: Serve) -> None:
     assert serve("--epd-role", "decode", "--epd-kv-connector", "nixl")["kv"] == ["NixlConnector", "kv_consumer"]
+
+
+def test_the_agents_of_both_connectors_have_ports_of_their_own(serve: Serve) -> None:
+    parallel = ("--data-parallel-size", "3", "--tensor-parallel-size", "2")
+    result = serve("--epd-role", "prefill", *parallel)
+    assert result["kv_settings"]["port"] == result["settings"]["port"] + 3
+    result = serve("--epd-role", "prefill", "--epd-kv-connector", "nixl", *parallel)
+    assert int(result["side_channel"]) == result["settings"]["port"] + 3
 
 
 def test_one_flag_derives_an_instance_once(serve: Serve) -> None:

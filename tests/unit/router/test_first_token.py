@@ -234,7 +234,15 @@ async def test_nobody_waits_for_a_decode_instance_that_cannot_be_told(cluster, s
     await same(cluster, single, "x")
 
 
-async def test_of_several_agents_none_is_expected(cluster, single):
+async def test_the_agents_of_one_kv_cache_are_expected_together(cluster, single):
+    await cluster.add("P", **{**P, "kv_agents": ("tcp://p:1", "tcp://p:2"), "kv_shards": 2})
+    decode = await cluster.add("D", **{**D, "kv_shards": 2})
+    await same(cluster, single, "x")
+    await soon(lambda: [what for what, _ in decode.kv_calls] == ["expect", "forget"])
+    assert decode.kv_calls[0][1].body["rank"] == 0
+
+
+async def test_of_several_data_parallel_ranks_none_is_expected(cluster, single):
     await cluster.add("P", **{**P, "kv_agents": ("tcp://p:1", "tcp://p:2")})
     decode = await cluster.add("D", **D)
     await same(cluster, single, "x")

@@ -15,8 +15,8 @@ from vllm_epd.types import InstanceInfo, Role, RoleSet
 OTHER = dataclasses.replace(FINGERPRINT, processor="p9")
 
 
-def instance(name, letters, fingerprint=FINGERPRINT, models=("tiny",), kv=""):
-    info = InstanceInfo(name, "1", f"http://{name}", RoleSet.from_letters(letters), models, fingerprint, kv=kv)
+def instance(name, letters, fingerprint=FINGERPRINT, models=("tiny",), **fields):
+    info = InstanceInfo(name, "1", f"http://{name}", RoleSet.from_letters(letters), models, fingerprint, **fields)
     return Instance(info, seen=0.0)
 
 
@@ -190,4 +190,24 @@ def test_decode_goes_to_instances_of_the_same_connector():
 def test_connectors_that_do_not_match_are_named():
     instances = [instance("p", "P", kv="epd"), instance("pd", "D", kv="nixl")]
     with pytest.raises(NoInstanceError, match="of p: its KV connector is epd, that of pd is nixl"):
+        plan_route(instances, has_media=False, pick=first)
+
+
+def test_parts_of_kv_caches_go_to_instances_of_as_many_parts():
+    wide = [instance("p2", "P", kv="epd", kv_shards=2), instance("d2", "D", kv="epd", kv_shards=2)]
+    narrow = [instance("p", "P", kv="epd"), instance("d", "D", kv="epd")]
+    for prefill, decode in (wide, narrow):
+        route = Route.through(prefill, has_media=False)
+        assert peers([*narrow, *wide], route, Role.DECODE) == (decode,)
+        assert peers([*narrow, *wide], route, Role.PREFILL) == (prefill,)
+
+
+def test_tensor_parallel_sizes_that_do_not_match_are_named():
+    instances = [
+        instance("p", "P", kv="epd", kv_shards=2),
+        instance("theirs", "D", kv="nixl"),
+        instance("d", "D", kv="epd"),
+    ]
+    reason = "of p: its tensor-parallel size is 2, that of d is 1; give both the same, or use --epd-kv-connector nixl"
+    with pytest.raises(NoInstanceError, match=reason):
         plan_route(instances, has_media=False, pick=first)

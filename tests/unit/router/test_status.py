@@ -56,6 +56,17 @@ async def test_stages_of_two_fingerprints_are_not_ready(cluster):
     assert (answer.status, answer.json["missing"]) == (503, ["encode"])
 
 
+async def test_kv_caches_that_nobody_takes_over_are_not_ready(cluster):
+    await cluster.add("E")
+    await cluster.add("P", kv="epd", kv_shards=2)
+    await cluster.add("D", kv="epd")
+    answer = await cluster.call("GET", "/ready")
+    assert (answer.status, answer.json["missing"]) == (503, [])
+    assert "tensor-parallel size is 2, that of" in answer.error["message"]
+    await cluster.add("D", kv="epd", kv_shards=2)
+    assert (await cluster.call("GET", "/ready")).status == 200
+
+
 async def test_version(cluster):
     assert (await cluster.call("GET", "/version")).json == {"version": __version__}
 

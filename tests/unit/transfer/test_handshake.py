@@ -13,6 +13,7 @@ from vllm_epd.transfer import wire  # noqa: E402
 from vllm_epd.transfer.handshake import Identity  # noqa: E402
 from vllm_epd.transfer.region import host_region  # noqa: E402
 from vllm_epd.transfer.serve import MAX_PEERS, Server  # noqa: E402
+from vllm_epd.transfer.shard import Shard  # noqa: E402
 from vllm_epd.transfer.store import EmbeddingStore  # noqa: E402
 from vllm_epd.transfer.tiers import Tiers  # noqa: E402
 from vllm_epd.types import Fingerprint  # noqa: E402
@@ -113,6 +114,29 @@ def test_a_consumer_recognises_a_producer_of_another_version(version):
 async def test_another_fingerprint_is_refused_by_name_of_what_differs(server):
     reply = await introduce(server, replace(CONSUMER, fingerprint=replace(FINGERPRINT, weights="x")))
     assert reply == wire.Refused("fingerprints differ: weights: w != x")
+
+
+@pytest.mark.parametrize(
+    ("shard", "reason"),
+    [
+        (Shard(0, 4), "the consumer has tensor-parallel size 4, the producer 2; give both the same, or use"),
+        (Shard(), "the consumer has tensor-parallel size 1, the producer 2; give both the same, or use"),
+        (Shard(0, 2), "the consumer wants part 0 of 2, here is part 1"),
+    ],
+)
+def test_who_wants_other_parts_is_refused_by_name_of_both(shard, reason):
+    producer, consumer = replace(PRODUCER, shard=Shard(1, 2)), replace(CONSUMER, shard=shard)
+    hello = consumer.hello("producer", ["shm"])
+    challenge = producer.challenge(hello)
+    with pytest.raises(PeerError, match=reason):
+        producer.admit(hello, challenge, consumer.prove(hello, challenge))
+
+
+def test_who_has_the_same_part_is_let_in():
+    producer, consumer = replace(PRODUCER, shard=Shard(1, 2)), replace(CONSUMER, shard=Shard(1, 2))
+    hello = consumer.hello("producer", ["shm"])
+    challenge = producer.challenge(hello)
+    producer.admit(hello, challenge, consumer.prove(hello, challenge))
 
 
 async def test_what_is_no_fingerprint_is_refused(server):

@@ -44,12 +44,12 @@ async def test_an_instance_that_registers_while_somebody_waits_is_found():
     assert await waiting == "y"
 
 
-@pytest.mark.parametrize("rank", [2, -1, 2**40])
-async def test_a_rank_out_of_range_is_refused(rank):
+@pytest.mark.parametrize("agent", [2, -1, 2**40])
+async def test_a_number_out_of_range_is_refused(agent):
     book = PeerBook()
     book.set({"e": ["x", "y"]})
-    with pytest.raises(PeerError, match=f"has 2 agents, none of rank {rank}"):
-        await book.address("e", rank)
+    with pytest.raises(PeerError, match=f"has 2 agents, none is number {agent}"):
+        await book.address("e", agent)
 
 
 async def test_what_is_told_replaces_what_was_known():
@@ -320,4 +320,4 @@ def test_the_order_of_ranks_is_that_of_the_addresses(make_party):
     ranked = wire.EmbeddingHandle(2, "k", "k", producer.epoch, 1, handle.nbytes)
     assert consumer.pull(ranked) == wire.Pulled(0)
     wrong = msgspec.structs.replace(ranked, key="other", rank=2)
-    assert "none of rank 2" in consumer.pull(wrong, 1).reason
+    assert "none is number 2" in consumer.pull(wrong, 1).reason

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prefill and decode over two tensor-parallel workers each: every rank hands its part of the KV cache to its like."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.engine.gauges import gauge, until, wait_until_idle
+from tests.engine.own_router import described, own_router
+from tests.engine.system import BIN, MODEL, SHARED, System, process, wait_for_fleet
+from tests.engine.test_exactness import TOLERANCE, differences
+from tests.engine.test_first_token import first_tokens
+from tests.engine.traffic import CHAT, Json, ask, chat, image_part
+from vllm_epd.connectors.kv_shape import CHUNK_TOKENS
+from vllm_epd.demo import ensure_model, serve_args
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+SIZE = 2
+STREAM: Json = {"stream": True, "stream_options": {"include_usage": True}}
+PINNED = "vllm_epd:kv_pool_pinned"
+REQUESTS = {
+    "text": chat([], "Describe one."),
+    "streamed text": chat([], "Describe two.", **STREAM),
+    "one image": chat([image_part(7000)], "Describe three."),
+    "two images": chat([image_part(7001), image_part(7002)], "Describe four.", **STREAM),
+    "several chunks": chat([image_part(7003)], "Describe five. " * 400),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """One instance for each stage, of which P and D have two workers each, beside the system's single server."""
+
+    system: System
+    logs: Path
+
+    @property
+    def prefill(self) -> str:
+        """URL of P."""
+        return self.system.instances("prefill")[0]
+
+    @property
+    def decode(self) -> str:
+        """URL of D."""
+        return self.system.instances("decode")[0]
+
+
+@pytest.fixture(scope="module")
+def fleet(start_system: Callable[[str, str], System], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    system = start_system("qwen2.5-vl", "float32")
+    folder = tmp_path_factory.mktemp("tensor-parallel")
+    log = folder / "up.log"
+    file = folder / "topology.json"
+    arguments = ["--served-model-name", MODEL, "--dtype", system.dtype, *SHARED, *serve_args(system.family)]
+    several = ["--tensor-parallel-size", str(SIZE)]
+    roles = {"all": arguments, "P": several, "D": several}
+    file.write_text(json.dumps({"model": str(ensure_model(system.family)), "topology": "1E1P1D", "roles": roles}))
+    command = [str(BIN / "vllm-epd"), "up", "--config", str(file), "--port", "0", "--log-dir", str(folder)]
+    with process(command, log) as child:
+        router = wait_for_fleet(child, log)
+        yield Fleet(System(system.family, system.dtype, system.single, router), folder)
+
+
+async def by_rank(instance: str, name: str) -> list[float]:
+    """A number of the KV pool of an instance, one for each of its workers."""
+    async with httpx.AsyncClient() as client:
+        text = (await client.get(f"{instance}/metrics")).text
+    found = re.findall(rf'^vllm_epd:kv_pool_{name}\{{.*rank="(\d)".*\}} (\S+)$', text, re.MULTILINE)
+    assert [int(rank) for rank, _ in found] == list(range(SIZE))
+    return [float(value) for _, value in found]
+
+
+async def test_tokens_are_those_of_a_single_server_and_every_rank_has_moved_its_part(fleet: Fleet) -> None:
+    failures, chunks = [], 0
+    for name, request in REQUESTS.items():
+        wanted, got = await ask(fleet.system.single, request), await ask(fleet.system.router, request)
+        failures += [f"{name}: {each}" for each in differences(got, wanted, TOLERANCE[fleet.system.dtype])]
+        chunks += -(-got.usage["prompt_tokens"] // CHUNK_TOKENS)
+    assert not failures, failures
+    assert chunks > len(REQUESTS), "no prompt has several chunks"
+    assert await first_tokens(fleet.system.router, "prefill") == len(REQUESTS)
+    assert await by_rank(fleet.prefill, "encoded_total") == [chunks] * SIZE
+    assert await by_rank(fleet.decode, "fetched_total") == [chunks] * SIZE
+    moved = await by_rank(fleet.decode, "fetched_bytes_total")
+    assert moved == await by_rank(fleet.prefill, "raw_bytes_total")
+    assert min(moved) == max(moved) > 0
+    assert "is prefilled here" not in (fleet.logs / "D0.log").read_text(errors="replace")
+
+
+async def test_in_the_end_no_rank_holds_anything(fleet: Fleet) -> None:
+    await ask(fleet.system.router, chat([image_part(7010)], "Describe the end."))
+    await wait_until_idle(fleet.system, 20.0)
+    for instance in (fleet.prefill, fleet.decode):
+        await until(lambda instance=instance: _is_zero(instance, PINNED))  # type: ignore[misc]
+        assert len(await by_rank(instance, "pinned")) == SIZE
+
+
+async def test_another_size_on_the_other_side_is_refused_with_both_sizes(system: System, fleet: Fleet) -> None:
+    others = [await described(each) for each in (system.instances("encode")[0], system.instances("decode")[0])]
+    async with own_router([await described(fleet.prefill), *others]) as router, httpx.AsyncClient() as client:
+        for answer in (await client.get(f"{router}/ready"), await client.post(router + CHAT, json=REQUESTS["text"])):
+            assert answer.status_code == 503
+            said = answer.json()["error"]["message"]
+            assert re.search(r"tensor-parallel size is 2, that of \S+ is 1; .*--epd-kv-connector nixl", said), said
+
+
+async def _is_zero(instance: str, name: str) -> bool:
+    return await gauge(instance, name) == 0

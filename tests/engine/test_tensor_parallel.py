@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prefill and decode over two tensor-parallel workers each: every rank hands its part of the KV cache to its like."""
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.engine.gauges import gauge, until, wait_until_idle
+from tests.engine.gauges import gauge, metrics, until, wait_until_idle
 from tests.engine.own_router import described, own_router
 from tests.engine.system import BIN, MODEL, SHARED, System, process, wait_for_fleet
 from tests.engine.test_exactness import TOLERANCE, differences
@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 SIZE = 2
 STREAM: Json = {"stream": True, "stream_options": {"include_usage": True}}
 PINNED = "vllm_epd:kv_pool_pinned"
+LOADED, CACHED = "vllm:external_prefix_cache_hits_total", "vllm:prefix_cache_hits_total"
+"""Tokens of prompts whose KV cache came from P, and those that D held already."""
 REQUESTS = {
     "text": chat([], "Describe one."),
     "streamed text": chat([], "Describe two.", **STREAM),
@@ -38,7 +40,6 @@ class Fleet:
     """One instance for each stage, of which P and D have two workers each, beside the system's single server."""
 
     system: System
-    logs: Path
 
     @property
     def prefill(self) -> str:
@@ -64,7 +65,7 @@ def fleet(start_system: Callable[[str, str], System], tmp_path_factory: pytest.T
     command = [str(BIN / "vllm-epd"), "up", "--config", str(file), "--port", "0", "--log-dir", str(folder)]
     with process(command, log) as child:
         router = wait_for_fleet(child, log)
-        yield Fleet(System(system.family, system.dtype, system.single, router), folder)
+        yield Fleet(System(system.family, system.dtype, system.single, router))
 
 
 async def by_rank(instance: str, name: str) -> list[float]:
@@ -77,24 +78,34 @@ async def by_rank(instance: str, name: str) -> list[float]:
 
 
 async def test_tokens_are_those_of_a_single_server_and_every_rank_has_moved_its_part(fleet: Fleet) -> None:
-    failures, chunks = [], 0
-    for name, request in REQUESTS.items():
-        wanted, got = await ask(fleet.system.single, request), await ask(fleet.system.router, request)
-        failures += [f"{name}: {each}" for each in differences(got, wanted, TOLERANCE[fleet.system.dtype])]
-        chunks += -(-got.usage["prompt_tokens"] // CHUNK_TOKENS)
-    assert not failures, failures
-    assert chunks > len(REQUESTS), "no prompt has several chunks"
+    wanted = [await ask(fleet.system.single, request) for request in REQUESTS.values()]
+    got = await asyncio.gather(*(ask(fleet.system.router, request) for request in REQUESTS.values()))
+    tolerance = TOLERANCE[fleet.system.dtype]
+    failures = [differences(mine, want, tolerance) for mine, want in zip(got, wanted, strict=True)]
+    assert not any(failures), dict(zip(REQUESTS, failures, strict=True))
+    prompts = [answer.usage["prompt_tokens"] for answer in got]
+    chunks = sum(-(-tokens // CHUNK_TOKENS) for tokens in prompts)
+    assert chunks > len(prompts), "no prompt has several chunks"
     assert await first_tokens(fleet.system.router, "prefill") == len(REQUESTS)
     assert await by_rank(fleet.prefill, "encoded_total") == [chunks] * SIZE
     assert await by_rank(fleet.decode, "fetched_total") == [chunks] * SIZE
     moved = await by_rank(fleet.decode, "fetched_bytes_total")
     assert moved == await by_rank(fleet.prefill, "raw_bytes_total")
     assert min(moved) == max(moved) > 0
-    assert "is prefilled here" not in (fleet.logs / "D0.log").read_text(errors="replace")
+    found = await metrics(fleet.decode)
+    assert found[LOADED] + found[CACHED] == sum(prompts), "D computes no token of a prompt"
+    assert found[LOADED] > 0
 
 
 async def test_in_the_end_no_rank_holds_anything(fleet: Fleet) -> None:
-    await ask(fleet.system.router, chat([image_part(7010)], "Describe the end."))
+    """After answers, and after clients that have gone before theirs was over."""
+    requests = [chat([image_part(7010 + number)], f"Describe end {number}.", max_tokens=200) for number in range(4)]
+    asked = [asyncio.create_task(ask(fleet.system.router, request)) for request in requests]
+    await asyncio.wait(asked, timeout=0.3)
+    assert not all(each.done() for each in asked)
+    for each in asked[::2]:
+        each.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
     await wait_until_idle(fleet.system, 20.0)
     for instance in (fleet.prefill, fleet.decode):
         await until(lambda instance=instance: _is_zero(instance, PINNED))  # type: ignore[misc]

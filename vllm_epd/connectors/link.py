@@ -117,7 +117,10 @@ class AgentLink:
         return news
 
     def _pulled(self, report: wire.Pulled | wire.PullFailed) -> list[News]:
-        """The report that all agents together make, once the last of them has reported."""
+        """The report that all agents together make, once the last of them has reported.
+
+        Where one has failed, nobody will load what the others have brought in.
+        """
         landing = report.landing
         if landing not in self._pending:
             return []
@@ -128,7 +131,10 @@ class AgentLink:
             return []
         del self._pending[landing]
         reason = self._failed.pop(landing, None)
-        return [wire.Pulled(landing) if reason is None else wire.PullFailed(landing, reason)]
+        if reason is None:
+            return [wire.Pulled(landing)]
+        self.drop(Drop(landing, 0))
+        return [wire.PullFailed(landing, reason)]
 
     def _reserved(self, report: wire.Reserved) -> list[News]:
         """The report that all agents together make, once the last of them has reported: any of them may hold an item.

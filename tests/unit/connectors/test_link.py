@@ -76,6 +76,7 @@ def test_it_has_failed_when_one_rank_says_so(link: AgentLink, agents: Agents) ->
     agents.say(0, wire.PullFailed(3, "gone"))
     agents.say(1, wire.Pulled(3))
     assert news(link, 1) == [wire.PullFailed(3, "gone")]
+    assert agents.heard(0) == agents.heard(1) == wire.Drop(3, 0), "what the other rank has brought in is not kept"
 
 
 def test_nothing_is_heard_of_what_was_dropped(link: AgentLink, agents: Agents) -> None:

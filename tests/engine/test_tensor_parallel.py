@@ -5,12 +5,11 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import httpx
 import pytest
 
-from tests.engine.gauges import gauge, metrics, until, wait_until_idle
+from tests.engine.gauges import metrics, until, wait_until_idle
 from tests.engine.own_router import described, own_router
 from tests.engine.system import BIN, MODEL, SHARED, System, process, wait_for_fleet
 from tests.engine.test_exactness import TOLERANCE, differences
@@ -23,7 +22,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 SIZE = 2
 STREAM: Json = {"stream": True, "stream_options": {"include_usage": True}}
-PINNED = "vllm_epd:kv_pool_pinned"
 LOADED, CACHED = "vllm:external_prefix_cache_hits_total", "vllm:prefix_cache_hits_total"
 """Tokens of prompts whose KV cache came from P, and those that D held already."""
 REQUESTS = {
@@ -35,25 +33,9 @@ REQUESTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Fleet:
-    """One instance for each stage, of which P and D have two workers each, beside the system's single server."""
-
-    system: System
-
-    @property
-    def prefill(self) -> str:
-        """URL of P."""
-        return self.system.instances("prefill")[0]
-
-    @property
-    def decode(self) -> str:
-        """URL of D."""
-        return self.system.instances("decode")[0]
-
-
 @pytest.fixture(scope="module")
-def fleet(start_system: Callable[[str, str], System], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def wide(start_system: Callable[[str, str], System], tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """One instance for each stage, of which P and D have two workers each, beside the system's single server."""
     system = start_system("qwen2.5-vl", "float32")
     folder = tmp_path_factory.mktemp("tensor-parallel")
     log = folder / "up.log"
@@ -65,7 +47,7 @@ def fleet(start_system: Callable[[str, str], System], tmp_path_factory: pytest.T
     command = [str(BIN / "vllm-epd"), "up", "--config", str(file), "--port", "0", "--log-dir", str(folder)]
     with process(command, log) as child:
         router = wait_for_fleet(child, log)
-        yield Fleet(System(system.family, system.dtype, system.single, router))
+        yield System(system.family, system.dtype, system.single, router)
 
 
 async def by_rank(instance: str, name: str) -> list[float]:
@@ -77,49 +59,51 @@ async def by_rank(instance: str, name: str) -> list[float]:
     return [float(value) for _, value in found]
 
 
-async def test_tokens_are_those_of_a_single_server_and_every_rank_has_moved_its_part(fleet: Fleet) -> None:
-    wanted = [await ask(fleet.system.single, request) for request in REQUESTS.values()]
-    got = await asyncio.gather(*(ask(fleet.system.router, request) for request in REQUESTS.values()))
-    tolerance = TOLERANCE[fleet.system.dtype]
+async def test_tokens_are_those_of_a_single_server_and_every_rank_has_moved_its_part(wide: System) -> None:
+    wanted = [await ask(wide.single, request) for request in REQUESTS.values()]
+    got = await asyncio.gather(*(ask(wide.router, request) for request in REQUESTS.values()))
+    tolerance = TOLERANCE[wide.dtype]
     failures = [differences(mine, want, tolerance) for mine, want in zip(got, wanted, strict=True)]
     assert not any(failures), dict(zip(REQUESTS, failures, strict=True))
     prompts = [answer.usage["prompt_tokens"] for answer in got]
     chunks = sum(-(-tokens // CHUNK_TOKENS) for tokens in prompts)
     assert chunks > len(prompts), "no prompt has several chunks"
-    assert await first_tokens(fleet.system.router, "prefill") == len(REQUESTS)
-    assert await by_rank(fleet.prefill, "encoded_total") == [chunks] * SIZE
-    assert await by_rank(fleet.decode, "fetched_total") == [chunks] * SIZE
-    moved = await by_rank(fleet.decode, "fetched_bytes_total")
-    assert moved == await by_rank(fleet.prefill, "raw_bytes_total")
+    assert await first_tokens(wide.router, "prefill") == len(REQUESTS)
+    (prefill,), (decode,) = wide.instances("prefill"), wide.instances("decode")
+    assert await by_rank(prefill, "encoded_total") == [chunks] * SIZE
+    assert await by_rank(decode, "fetched_total") == [chunks] * SIZE
+    moved = await by_rank(decode, "fetched_bytes_total")
+    assert moved == await by_rank(prefill, "raw_bytes_total")
     assert min(moved) == max(moved) > 0
-    found = await metrics(fleet.decode)
+    found = await metrics(decode)
     assert found[LOADED] + found[CACHED] == sum(prompts), "D computes no token of a prompt"
     assert found[LOADED] > 0
 
 
-async def test_in_the_end_no_rank_holds_anything(fleet: Fleet) -> None:
+async def test_in_the_end_no_rank_holds_anything(wide: System) -> None:
     """After answers, and after clients that have gone before theirs was over."""
     requests = [chat([image_part(7010 + number)], f"Describe end {number}.", max_tokens=200) for number in range(4)]
-    asked = [asyncio.create_task(ask(fleet.system.router, request)) for request in requests]
+    asked = [asyncio.create_task(ask(wide.router, request)) for request in requests]
     await asyncio.wait(asked, timeout=0.3)
     assert not all(each.done() for each in asked)
     for each in asked[::2]:
         each.cancel()
-    await asyncio.gather(*asked, return_exceptions=True)
-    await wait_until_idle(fleet.system, 20.0)
-    for instance in (fleet.prefill, fleet.decode):
-        await until(lambda instance=instance: _is_zero(instance, PINNED))  # type: ignore[misc]
-        assert len(await by_rank(instance, "pinned")) == SIZE
+    answered = await asyncio.gather(*asked[1::2])
+    assert all(len(answer.tokens) > 1 for answer in answered)
+    await wait_until_idle(wide, 20.0)
+    await until(lambda: _nothing_pinned(wide), 20.0)
 
 
-async def test_another_size_on_the_other_side_is_refused_with_both_sizes(system: System, fleet: Fleet) -> None:
-    others = [await described(each) for each in (system.instances("encode")[0], system.instances("decode")[0])]
-    async with own_router([await described(fleet.prefill), *others]) as router, httpx.AsyncClient() as client:
+async def test_another_size_on_the_other_side_is_refused_with_both_sizes(system: System, wide: System) -> None:
+    chosen = (wide.instances("prefill")[0], system.instances("encode")[0], system.instances("decode")[0])
+    infos = [await described(each) for each in chosen]
+    async with own_router(infos) as router, httpx.AsyncClient() as client:
         for answer in (await client.get(f"{router}/ready"), await client.post(router + CHAT, json=REQUESTS["text"])):
             assert answer.status_code == 503
             said = answer.json()["error"]["message"]
             assert re.search(r"tensor-parallel size is 2, that of \S+ is 1; .*--epd-kv-connector nixl", said), said
 
 
-async def _is_zero(instance: str, name: str) -> bool:
-    return await gauge(instance, name) == 0
+async def _nothing_pinned(wide: System) -> bool:
+    instances = (*wide.instances("prefill"), *wide.instances("decode"))
+    return not any([sum(await by_rank(instance, "pinned")) for instance in instances])

@@ -6,6 +6,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tests.unit.transfer.parties import FINGERPRINT, Party, pattern, wait_until  # noqa: E402
+from vllm_epd.connectors.landing import Drop  # noqa: E402
+from vllm_epd.connectors.link import AgentLink  # noqa: E402
 from vllm_epd.transfer import wire  # noqa: E402
 from vllm_epd.transfer.handshake import Identity  # noqa: E402
 from vllm_epd.transfer.shard import Shard  # noqa: E402
@@ -72,6 +74,61 @@ def test_each_consumer_follows_the_transfer_of_its_own_part(make_instance):
         wait_until(lambda consumer=consumer: consumer.state().fetched == 1)
         assert consumer.pull(producers[0].handle("k", SIZE), 3) == wire.Pulled(3)
         assert torch.equal(consumer.load(3, "k"), part(index))
+
+
+@pytest.fixture
+def open_link():
+    links = []
+
+    def make(agents: list[Party]) -> AgentLink:
+        links.append(AgentLink([each.config.command for each in agents], sharded=True))
+        return links[-1]
+
+    yield make
+    for link in links:
+        link.close()
+
+
+def news(link: AgentLink):
+    return wait_until(lambda: link.poll(100))
+
+
+def test_a_scheduler_makes_room_has_parts_fetched_and_gives_them_back_on_all_ranks(make_instance, open_link):
+    producers, consumers = make_instance("p"), make_instance("d")
+    introduce(consumers, producers)
+    here, there = open_link(consumers), open_link(producers)
+    there.reserve([wire.Wanted(0, "k", "k", SIZE)], "t")
+    assert news(there) == [wire.Reserved(0, [], [SIZE])]
+    for index, producer in enumerate(producers):
+        producer.store.put("k", part(index))
+    here.pull(3, producers[0].handle("k", SIZE))
+    assert news(here) == [wire.Pulled(3)]
+    here.release(producers[0].handle("k", SIZE))
+    for index, consumer in enumerate(consumers):
+        assert torch.equal(consumer.load(3, "k"), part(index))
+    here.drop(Drop(3, 1))
+    wait_until(lambda: not any(each.state().pinned for each in (*producers, *consumers)))
+
+
+def test_where_one_rank_has_no_room_the_others_keep_none(make_party, open_link):
+    roomy, small = make_party(), make_party(pool_bytes=SIZE)
+    link = open_link([roomy, small])
+    link.reserve([wire.Wanted(0, "k", "lease", 2 * SIZE)], "t")
+    (failed,) = news(link)
+    assert isinstance(failed, wire.ReserveFailed)
+    wait_until(lambda: roomy.state().pinned == 0)
+    assert roomy.state().items == 0
+
+
+def test_what_one_rank_cannot_fetch_is_kept_by_none(make_instance, open_link):
+    producers, consumers = make_instance("p"), make_instance("d")
+    introduce(consumers, producers)
+    handle = producers[0].offer("k", part(0))
+    link = open_link(consumers)
+    link.pull(3, handle)
+    (failed,) = news(link)
+    assert isinstance(failed, wire.PullFailed)
+    wait_until(lambda: not any(each.state().pinned for each in consumers))
 
 
 @pytest.mark.parametrize(("there", "here"), [(2, 1), (2, 4), (1, 2)])

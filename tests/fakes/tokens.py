@@ -2,7 +2,7 @@
 """A stub of an instance that generates tokens, each a function of all before it, in vLLM's own forms.
 
 What needs the history of the output, as penalties and seeds do, depends on the output alone here too. So an answer that
-goes on from a first token which it takes for a part of its prompt is that of a single instance only where it may be.
+goes on from tokens which it takes for a part of its prompt is that of a single instance only where it may be.
 
 A prompt can say what happens: `half@2` makes the third token one without a text of its own, `eos@2` makes it the end.
 """
@@ -35,13 +35,13 @@ class TokenInstance(FakeInstance):
     """An instance whose answers are made of tokens; with `kv="epd"`, P offers prompts and D goes on from them.
 
     Attributes:
-        taken: the transfers that it has taken over, each with whether it went on from a first token.
+        taken: the transfers that it has taken over, each with how many tokens it went on from.
     """
 
     def __init__(self, letters: str, **kwargs: Any) -> None:
         limits = {"max_model_len": 1000, "resume": 1, **(kwargs.pop("limits", None) or {})}
         super().__init__(letters, limits=limits, **kwargs)
-        self.taken: list[tuple[str, bool]] = []
+        self.taken: list[tuple[str, int]] = []
         self._created = CREATED["P" if self.roles.prefill else "D"]
         self._longest = limits["max_model_len"]
 
@@ -49,9 +49,10 @@ class TokenInstance(FakeInstance):
         params = _epd(seen)
         if "transfer" in params:
             length = _OFFERED.get(params["epoch"], {}).get(params["transfer"])
-            if length != params["tokens"] or length != len(prompt_words(seen.body, 0)):
+            words = len(prompt_words(seen.body, 0))
+            if length != params["tokens"] or not words <= length <= words + len(_sent(seen)):
                 return error_body("no such KV cache")
-            self.taken.append((params["transfer"], params["resume"]))
+            self.taken.append((params["transfer"], len(_sent(seen))))
         return super()._problem(seen)
 
     def _whole(self, seen: Seen) -> dict[str, Any]:
@@ -77,7 +78,8 @@ class TokenInstance(FakeInstance):
         if is_chat(seen):
             delta = {"role": "assistant", "content": ""}
             choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
-            yield event({**self._chunk(seen, [choice], 0), "prompt_token_ids": None, "prompt_text": None})
+            prompt = [7, 8] if seen.body.get("return_token_ids") else None
+            yield event({**self._chunk(seen, [choice], 0), "prompt_token_ids": prompt, "prompt_text": None})
         tokens, finish = self._generate(seen)
         for number, token in enumerate(tokens, 1):
             yield event(self._chunk(seen, [self._delta(seen, token, finish if number == len(tokens) else "")], number))
@@ -91,7 +93,7 @@ class TokenInstance(FakeInstance):
         transfer = _epd(seen).get("offer")
         if transfer is None:
             return None
-        length, epoch = len(prompt_words(seen.body, 0)), f"{self.epoch}-kv"
+        length, epoch = len(prompt_words(seen.body, 0)) + len(_sent(seen)), f"{self.epoch}-kv"
         _OFFERED.setdefault(epoch, {})[transfer] = length
         first = tokens[0].number
         return {"epd": {"transfer": transfer, "epoch": epoch, "rank": 0, "tokens": length, "first": first}}
@@ -99,11 +101,10 @@ class TokenInstance(FakeInstance):
     def _generate(self, seen: Seen) -> tuple[list[Token], str]:
         """The tokens of an answer and why it ends."""
         body, words = seen.body, prompt_words(seen.body, 0)
-        prompt = [_number(word) for word in words]
-        if _epd(seen).get("resume"):
-            prompt.append(_epd(seen)["first"])
+        prompt = [*(_number(word) for word in words), *_sent(seen)]
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or (MOST_TOKENS if is_chat(seen) else 16)
-        limit = min(limit, self._longest - len(words)) - (len(prompt) - len(words))
+        if seen.kind != "prefill":
+            limit = min(limit, self._longest - len(words)) - len(_sent(seen))
         made: list[int] = []
         while len(made) < limit:
             said = _said(words, len(prompt) + len(made) - len(words))
@@ -120,7 +121,7 @@ class TokenInstance(FakeInstance):
             "logprobs": _logprobs(seen, tokens),
             "finish_reason": finish,
             "stop_reason": None,
-            "token_ids": None,
+            "token_ids": _ids(seen, tokens),
         }
 
     def _delta(self, seen: Seen, token: Token, finish: str) -> dict[str, Any]:
@@ -134,7 +135,7 @@ class TokenInstance(FakeInstance):
             "delta": {"content": token.text},
             "logprobs": choice["logprobs"],
             **ended,
-            "token_ids": None,
+            "token_ids": choice["token_ids"],
         }
 
     def _chunk(self, seen: Seen, choices: list[dict[str, Any]], tokens: int | None) -> dict[str, Any]:
@@ -151,13 +152,23 @@ class TokenInstance(FakeInstance):
         return chunk
 
     def _usage(self, seen: Seen, tokens: int) -> dict[str, int]:
-        prompt = len(prompt_words(seen.body, 0)) + bool(_epd(seen).get("resume"))
+        prompt = len(prompt_words(seen.body, 0)) + len(_sent(seen))
         return {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens}
 
 
 def _epd(seen: Seen) -> dict[str, Any]:
     params: dict[str, Any] = (seen.body.get("kv_transfer_params") or {}).get("epd") or {}
     return params
+
+
+def _sent(seen: Seen) -> list[int]:
+    """Tokens of the answer that the client has already."""
+    sent: list[int] = _epd(seen).get("sent", [])
+    return sent
+
+
+def _ids(seen: Seen, tokens: list[Token]) -> list[int] | None:
+    return [token.number for token in tokens] if seen.body.get("return_token_ids") else None
 
 
 def _prefix(seen: Seen) -> str:

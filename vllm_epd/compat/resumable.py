@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a server's own settings leave a request the same answer when it goes on from its first token."""
+"""Whether a server's own settings leave a request the same answer when it goes on from its first tokens."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _HISTORY = (
 
 
 def may_resume(vllm_config: Any, chat: Any, args: Any) -> bool:
-    """Whether the server's own settings leave a request the same answer when it goes on from its first token.
+    """Whether the server's own settings leave a request the same answer when it goes on from its first tokens.
 
     Args:
         vllm_config: of the engine.

@@ -109,6 +109,8 @@ class AdminPlugin:
         self._fingerprint = fingerprint_of(config)
         self._agents = AgentClient(commands)
         self._limits = {"max_model_len": int(engine_client.model_config.max_model_len)}
+        if self._instance.roles.language_model:
+            self._limits["resume"] = int(may_resume(config, state.openai_serving_chat, args))
         if self._instance.roles.encode:
             item_bytes = self._limits["max_model_len"] * embedding_row_bytes(config.model_config)
             self._limits |= {
@@ -121,7 +123,6 @@ class AdminPlugin:
         if args.kv_transfer_config is not None:
             self._kv = self._instance.config.kv_connector
             self._connect_kv(args.kv_transfer_config, dp_size, tp_size)
-            self._limits["resume"] = int(may_resume(config, state.openai_serving_chat, args))
         if self._instance.config.router is not None:
             self._registrar = Registrar(self._instance.config.router, _health_url(args), self.info, self._set_peers)
             self._registrar.start()

@@ -15,6 +15,7 @@ from vllm_epd.router.sse import data_of
 
 _TRANSFER = re.compile(rb'"(?:kv|ec)_transfer_params"\s*+:\s*+(?!null)')
 _ERROR = b'{"error"'
+_FAILURE_EVENT = b"data: " + _ERROR
 _FAILED = re.compile(rb'"finish_reason"\s*+:\s*+"error"')
 
 
@@ -96,6 +97,14 @@ def opening_failure(events: bytes, instance: str) -> UpstreamError | None:
         if not _says_nothing(data):
             return None
     return None
+
+
+def split_failure(events: bytes, instance: str) -> tuple[bytes, UpstreamError | None]:
+    """What of some whole events comes before one that tells of a failure, and that failure if there is one."""
+    at = 0 if events.startswith(_FAILURE_EVENT) else events.find(b"\n" + _FAILURE_EVENT) + 1
+    if not events.startswith(_FAILURE_EVENT, at):
+        return events, None
+    return events[:at], _failure(next(data_of(events[at:])), instance)
 
 
 def says_nothing(events: bytes) -> bool:

@@ -19,6 +19,7 @@ from vllm_epd.router.metrics import Metrics
 from vllm_epd.router.offers import KvClient
 from vllm_epd.router.peers import PeerTable
 from vllm_epd.router.policies import policy_named
+from vllm_epd.router.recovery import Recovery
 from vllm_epd.router.server import run_until_signal
 from vllm_epd.router.steps import build_pipeline
 
@@ -42,10 +43,12 @@ def create_app(config: RouterConfig, clock: Callable[[], float] = time.monotonic
         metrics=Metrics(),
         encoders=Encoders(LeaseClient(client, config), config.reuse_entries),
         kv=KvClient(client, config),
+        recovery=Recovery(config.retries, config.recovery_bytes, clock),
     )
     app[PEERS] = PeerTable(registry)
     app[PIPELINE] = build_pipeline()
     registry.watch(app[SERVICES].encoders.queue.wake_all)
+    registry.watch(lambda: app[SERVICES].recovery.pairs.keep(registry.listed().__contains__))
     for routes in (api_routes.ROUTES, registry_routes.ROUTES, status_routes.ROUTES):
         app.add_routes(routes)
     app.cleanup_ctx.extend((_open_client, _sweep))

@@ -33,7 +33,13 @@ class AdminCalls:
             UpstreamError: there is none, or another status than 200.
         """
         return await self._client.ask(
-            self._stage, instance, path, jsonio.encode(body), self._headers, timeout_s=self._timeout_s
+            self._stage,
+            instance,
+            path,
+            jsonio.encode(body),
+            self._headers,
+            timeout_s=self._timeout_s,
+            judged=False,
         )
 
     def tell(

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP to instances; the one place that knows aiohttp's client errors."""
 
+import asyncio
 import io
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 
 import aiohttp
 
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router.config import Timeouts
-from vllm_epd.router.failures import UnreachableError
+from vllm_epd.router.failures import BrokenOffError, UnreachableError
 from vllm_epd.router.instances import Instance
 from vllm_epd.types import Role
 
@@ -17,6 +18,8 @@ from vllm_epd.types import Role
 # be taken for a new request, which could not be told from a request that got lost.
 _KEEP_ALIVE_S = 2.0
 _SHOWN = 300
+#: Statuses of an instance that is overloaded, ends, or does not answer in time.
+_UNWELL = frozenset({503, 504})
 
 
 class InstanceAnswer:
@@ -80,15 +83,36 @@ class InstanceClient:
         headers: Mapping[str, str],
         *,
         timeout_s: float | None = None,
+        judged: bool = True,
     ) -> AsyncIterator[InstanceAnswer]:
         """Send a JSON body; the answer is open for the length of the `async with` block.
 
-        It may take `timeout_s`, by default what the stage may take.
+        It may take `timeout_s`, by default what the stage may take. How a `judged` call ends tells whether the instance
+        is well.
 
         Raises:
             UnreachableError: there is no connection; nothing was sent.
+            BrokenOffError: the connection ended before the answer did, or the instance is gone.
             UpstreamError: any other failure, or a status other than 200; status and body come along.
         """
+        with _noted(instance) if judged else nullcontext():
+            async with (
+                _while_there(stage, instance),
+                self._posted(stage, instance, path, body, headers, timeout_s) as answer,
+            ):
+                del body  # an answer may last much longer than what it needs of the question
+                yield answer
+
+    @asynccontextmanager
+    async def _posted(
+        self,
+        stage: Role,
+        instance: Instance,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        timeout_s: float | None,
+    ) -> AsyncIterator[InstanceAnswer]:
         if self._session is None:
             raise RuntimeError("start() has not been called")
         total_s = self._timeouts.of(stage) if timeout_s is None else timeout_s
@@ -101,7 +125,7 @@ class InstanceClient:
                 timeout=timeout,
                 allow_redirects=False,
             )
-        del body  # an answer may last much longer than what it needs of the question
+        del body
         async with response:
             if response.status != 200:
                 raise await _refusal(response, stage, instance)
@@ -116,9 +140,10 @@ class InstanceClient:
         headers: Mapping[str, str],
         *,
         timeout_s: float | None = None,
+        judged: bool = True,
     ) -> bytes:
         """Send a JSON body and return the whole answer; limits and failures are those of `post`."""
-        async with self.post(stage, instance, path, body, headers, timeout_s=timeout_s) as answer:
+        async with self.post(stage, instance, path, body, headers, timeout_s=timeout_s, judged=judged) as answer:
             return await answer.read()
 
 
@@ -139,6 +164,34 @@ async def _refusal(response: aiohttp.ClientResponse, stage: Role, instance: Inst
 
 
 @contextmanager
+def _noted(instance: Instance) -> Iterator[None]:
+    """Tell the breaker of an instance how a call has ended; what it answers in good order says nothing against it."""
+    instance.breaker.tried()
+    try:
+        yield
+    except UpstreamError as error:
+        if isinstance(error, (UnreachableError, BrokenOffError)) or error.status in _UNWELL:
+            instance.breaker.failed()
+        raise
+    instance.breaker.succeeded()
+
+
+@asynccontextmanager
+async def _while_there(stage: Role, instance: Instance) -> AsyncIterator[None]:
+    """End a `with` block as soon as the instance is known to be gone: its host may not be there to say so."""
+    loop = asyncio.get_running_loop()
+    limit = asyncio.timeout(None)
+    try:
+        async with limit:
+            with instance.awaited(lambda: limit.reschedule(loop.time())):
+                yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise BrokenOffError(f"{stage} instance {instance.name} is gone", stage=stage.value) from error
+
+
+@contextmanager
 def _mapped_errors(stage: Role, instance: Instance) -> Iterator[None]:
     """Turn what aiohttp raises into our own tree, the most specific first."""
     who = f"{stage} instance {instance.name}"
@@ -150,4 +203,4 @@ def _mapped_errors(stage: Role, instance: Instance) -> Iterator[None]:
         raise UpstreamError(f"{who} did not answer in time", stage=stage.value, status=504) from error
     except (aiohttp.ClientError, OSError) as error:
         reason = str(error) or type(error).__name__
-        raise UpstreamError(f"{who} broke off: {reason}", stage=stage.value) from error
+        raise BrokenOffError(f"{who} broke off: {reason}", stage=stage.value) from error

@@ -60,6 +60,9 @@ class RouterConfig:
         max_choices: most pairs of P and D for one client request (prompts times n).
         reuse_entries: how many embeddings that encode instances have made are remembered, for requests that bring
             the same media again.
+        retries: how often a request is tried again after instances failed at it.
+        recovery_bytes: how much of the bodies of running requests is kept, so that they can be tried again after
+            their media has been encoded or a decode instance has them.
         grace_s: how long running requests may go on after SIGTERM.
         timeouts: how long to wait for instances.
         token: secret of the registration API; None leaves it open.
@@ -74,6 +77,8 @@ class RouterConfig:
     fan_out: int = 64
     max_choices: int = 1024
     reuse_entries: int = 2**16
+    retries: int = 3
+    recovery_bytes: int = 256 * 2**20
     grace_s: float = 30.0
     timeouts: Timeouts = field(default_factory=Timeouts)
     token: str | None = field(default_factory=lambda: os.environ.get(TOKEN_ENV) or None, repr=False)
@@ -87,8 +92,9 @@ class RouterConfig:
         for name in ("max_body_bytes", "fan_out", "max_choices", "reuse_entries"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.grace_s < 0:
-            raise ConfigError(f"grace_s must not be negative, got {self.grace_s}")
+        for name in ("grace_s", "retries", "recovery_bytes"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any]) -> Self:

@@ -6,19 +6,25 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
+from vllm_epd.errors import UpstreamError
 from vllm_epd.router.client import InstanceClient
 from vllm_epd.router.config import RouterConfig
 from vllm_epd.router.encoders import Encoders
+from vllm_epd.router.failures import UnreachableError
+from vllm_epd.router.first_token import RESUME
 from vllm_epd.router.holds import Leases
 from vllm_epd.router.instances import Instance, InstanceRegistry
 from vllm_epd.router.jsonio import JsonObject
 from vllm_epd.router.media import EncodedItem
 from vllm_epd.router.metrics import Metrics
 from vllm_epd.router.offers import KvClient, Offer
+from vllm_epd.router.opening import Opening
 from vllm_epd.router.plan import Route, peers, serving
 from vllm_epd.router.policies import Policy
+from vllm_epd.router.recovery import Recovery
 from vllm_epd.router.requests import Branch, ClientRequest, without_media
 from vllm_epd.router.sinks import Sink
+from vllm_epd.router.transcript import Transcript
 from vllm_epd.types import Role
 
 
@@ -47,6 +53,7 @@ class Services:
     metrics: Metrics
     encoders: Encoders
     kv: KvClient
+    recovery: Recovery
 
 
 @dataclass(slots=True)
@@ -65,9 +72,13 @@ class RequestContext:
         leases: what keeps their embeddings until they are prefilled.
         offer: the KV cache that P is asked to offer over our own connector.
         kv: where the KV cache of the prompt lies, once prefilled for another instance.
-        resumes: the first token is P's, and the instance that decodes goes on from it.
+        opening: P's first token, where the instance that decodes goes on from it.
+        transcript: what the client has of a stream that another instance could go on with.
         answered: the sink has the whole answer.
         hold: what is counted as busy on behalf of this request before its calls are made.
+        original: the request with all its data, to start over with; None where there was no room to keep it.
+        working: the instance that prefills or decodes at the moment.
+        failed: the instances that have failed at this request.
     """
 
     services: Services
@@ -81,9 +92,13 @@ class RequestContext:
     leases: Leases = field(default_factory=Leases)
     offer: Offer | None = None
     kv: JsonObject | None = None
-    resumes: bool = False
+    opening: Opening | None = None
+    transcript: Transcript | None = None
     answered: bool = False
     hold: ExitStack = field(default_factory=ExitStack)
+    original: ClientRequest | None = None
+    working: Instance | None = None
+    failed: set[Instance] = field(default_factory=set)
 
     @property
     def planned(self) -> Route:
@@ -103,18 +118,62 @@ class RequestContext:
         if (items := self.encoded) is not None:
             self.request = without_media(self.request, items)
 
+    @property
+    def sent(self) -> Sequence[int]:
+        """Tokens of the answer from which the next instance goes on, instead of generating them."""
+        if self.transcript is not None:
+            return self.transcript.tokens
+        return () if self.opening is None else (self.opening.token,)
+
+    def note_failure(self, error: UpstreamError) -> bool:
+        """Remember who failed; whether the request could be tried again as far as it knows itself."""
+        if isinstance(error, UnreachableError):
+            self.services.registry.suspend(error.instance)
+        elif self.working is not None:
+            self.failed.add(self.working)
+        if self.sink.started and (self.transcript is None or self.transcript.finished):
+            return False
+        return isinstance(error, UnreachableError) or bool(self.original) or bool(self.request.body)
+
+    def start_over(self, error: UpstreamError) -> None:
+        """Forget what the attempt has come to, but for what the client has of the answer.
+
+        An instance that could not be reached has taken nothing of what it was to work with.
+        """
+        if isinstance(error, UnreachableError):
+            return
+        self.close_offer()
+        self.offer, self.kv = None, None
+        if not self.sink.started:
+            self.opening, self.transcript = None, None
+        elif self.transcript is not None:
+            self.transcript.go_on()
+        if self.original is not None:
+            self.leases.abandon(self.services.encoders.leases.release)
+            self.leases = Leases()
+            self.request = self.original
+            self.items.clear()
+
+    def let_go(self) -> None:
+        """The request is over, however it ended: give back what is held for it."""
+        self.leases.abandon(self.services.encoders.leases.release)
+        self.close_offer()
+
     def close_offer(self) -> None:
         """Have D forget what it was told to expect; nothing if it was told nothing."""
         if self.offer is not None:
             self.offer.close()
 
     def forget_body(self) -> None:
-        """Let go of the client's body once the last instance has it."""
+        """Let go of the client's body once the last instance has it; what is kept to start over stays."""
         self.request = replace(self.request, raw=b"", body={}, media=())
 
     def serving(self) -> tuple[Instance, ...]:
-        """The instances that may be given work and serve the model."""
-        return serving(self.services.registry.available(), self.request.model)
+        """The instances that may be given work and serve the model, and can go on from what was sent."""
+        found = serving(self.services.registry.available(), self.request.model)
+        if not self.sent:
+            return found
+        return tuple(each for each in found if each.info.limits.get(RESUME) or not each.info.roles.language_model)
 
     def peers(self, stage: Role) -> tuple[Instance, ...]:
         """The instances that may serve a stage of the planned way."""
@@ -122,7 +181,18 @@ class RequestContext:
 
     def pick(self, stage: Role) -> Instance:
         """Choose an instance for a stage of the planned way."""
-        return self.services.chooser.pick(stage, self.peers(stage))
+        return self.choose(stage, self.peers(stage))
+
+    def choose(self, stage: Role, candidates: Sequence[Instance]) -> Instance:
+        """Choose one of some instances, of those that work well if there are any."""
+        return self.services.chooser.pick(stage, self._well(stage, candidates))
+
+    def _well(self, stage: Role, candidates: Sequence[Instance]) -> Sequence[Instance]:
+        well = [each for each in candidates if each.breaker.allows]
+        if stage is Role.DECODE and self.planned.splits:
+            allows = self.services.recovery.pairs.allows
+            well = [each for each in well if allows(self.planned.prefill, each)]
+        return [each for each in well if each not in self.failed] or well or candidates
 
     def headers_for(self, suffix: str = "") -> dict[str, str]:
         """The headers of one call to an instance."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""D's answer that goes on from P's first token becomes what a single server says of both. Pure.
+"""An answer that goes on from tokens of other instances becomes what a single server says of all of them. Pure.
 
-D counts the first token as a part of its prompt, and begins a stream of its own. Of a stream as little is parsed as
-possible: its beginning, and the events that carry a usage.
+The instance that goes on counts these tokens as a part of its prompt, and begins a stream of its own. Of a stream as
+little is parsed as possible: its beginning, and the events that carry a usage.
 """
 
 import re
@@ -21,17 +21,17 @@ _USAGE = re.compile(rb'"usage"\s*+:\s*+\{')
 _CREATED = b'"created":%d'
 
 
-def continued_usage(usage: JsonObject) -> JsonObject:
-    """D's usage with the first token among what was generated."""
+def continued_usage(usage: JsonObject, sent: int) -> JsonObject:
+    """A usage with the `sent` tokens among what was generated."""
     return {
         **usage,
-        "prompt_tokens": usage["prompt_tokens"] - 1,
-        "completion_tokens": usage["completion_tokens"] + 1,
+        "prompt_tokens": usage["prompt_tokens"] - sent,
+        "completion_tokens": usage["completion_tokens"] + sent,
     }
 
 
 def continued_answer(opening: Opening, raw: bytes) -> bytes:
-    """D's whole answer with the first token before it.
+    """D's whole answer with P's first token before it.
 
     Raises:
         UpstreamError: it is no answer with one choice and its usage.
@@ -40,17 +40,20 @@ def continued_answer(opening: Opening, raw: bytes) -> bytes:
     try:
         (choice,) = answer["choices"]
         merged = _with_text(choice, opening) | {"logprobs": _logprobs(opening.choice.get("logprobs"), choice)}
-        usage = continued_usage(answer["usage"])
+        usage = continued_usage(answer["usage"], 1)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UpstreamError("the decode instance gave no usable answer to go on with", stage="decode") from error
     return jsonio.encode({**answer, "choices": [merged], "usage": usage})
 
 
 class StreamContinuation:
-    """Turns D's events into those that follow `opening`."""
+    """Turns the events of an instance that goes on into those that follow what the client has."""
 
-    def __init__(self, opening: Opening) -> None:
-        self._opening = opening
+    def __init__(self, api: Api, sent: int, created: int | None) -> None:
+        """The client has `sent` tokens of an answer; all chunks of it say that it began at `created`."""
+        self._api = api
+        self._sent = sent
+        self._created = created
         self._begun = False
         self._theirs = self._ours = b""
 
@@ -65,38 +68,31 @@ class StreamContinuation:
         if self._theirs != self._ours:
             events = events.replace(self._theirs, self._ours)
         if _USAGE.search(events):
-            events = b"".join(_with_usage(block) if _USAGE.search(block) else block for block in _blocks(events))
+            events = b"".join(
+                self._with_usage(block) if _USAGE.search(block) else block for block in sse.blocks(events)
+            )
         return events
 
     def _beginning(self, events: bytes) -> Iterator[bytes]:
-        """All but the chunk that names the role, which the client has; and when D says that it began."""
-        for block in _blocks(events):
+        """All but the chunk that names the role, which the client has; and when the instance says that it began."""
+        for block in sse.blocks(events):
             if self._begun or not (data := next(sse.data_of(block), b"")):
                 yield block
                 continue
             self._begun = True
             created = decode_answer(data, "decode").get("created")
-            if type(created) is int and type(self._opening.answer.get("created")) is int:
-                self._theirs, self._ours = _CREATED % created, _CREATED % self._opening.answer["created"]
-            if self._opening.api is not Api.CHAT or not says_nothing(block):
+            if type(created) is int and self._created is not None:
+                self._theirs, self._ours = _CREATED % created, _CREATED % self._created
+            if self._api is not Api.CHAT or not says_nothing(block):
                 yield block
 
-
-def _blocks(events: bytes) -> Iterator[bytes]:
-    """Each of some whole events; what is not whole at the end comes last."""
-    *whole, rest = events.split(b"\n\n")
-    yield from (block + b"\n\n" for block in whole)
-    if rest:
-        yield rest
-
-
-def _with_usage(block: bytes) -> bytes:
-    chunks = [decode_answer(data, "decode") for data in sse.data_of(block)]
-    try:
-        fixed = [{**chunk, "usage": continued_usage(chunk["usage"])} for chunk in chunks]
-    except (LookupError, TypeError) as error:
-        raise UpstreamError("the decode instance streamed an unreadable usage", stage="decode") from error
-    return b"".join(sse.event(jsonio.encode(chunk)) for chunk in fixed)
+    def _with_usage(self, block: bytes) -> bytes:
+        chunks = [decode_answer(data, "decode") for data in sse.data_of(block)]
+        try:
+            fixed = [{**chunk, "usage": continued_usage(chunk["usage"], self._sent)} for chunk in chunks]
+        except (LookupError, TypeError) as error:
+            raise UpstreamError("the decode instance streamed an unreadable usage", stage="decode") from error
+        return b"".join(sse.event(jsonio.encode(chunk)) for chunk in fixed)
 
 
 def _with_text(choice: JsonObject, opening: Opening) -> JsonObject:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from vllm_epd.router.instances import Instance
 
 
+#: The first status that says that the server, not the request, is at fault.
+SERVER_ERROR = 500
+
+
 class UnknownModelError(RequestError):
     """404: no instance serves the model that the request names."""
 
@@ -36,6 +40,10 @@ class UnreachableError(UpstreamError):
     def __init__(self, message: str, *, stage: str, instance: "Instance") -> None:
         super().__init__(message, stage=stage)
         self.instance = instance
+
+
+class BrokenOffError(UpstreamError):
+    """The connection to an instance ended in the middle of an answer: the instance, or the way to it, is gone."""
 
 
 def error_object(message: str, error_type: str, status: int, param: str | None = None) -> dict[str, Any]:

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who is there: instances, their epochs and how long ago each was heard of. No I/O; the clock is given."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from vllm_epd.router.breaker import Breaker
 from vllm_epd.router.pools import Ledger
 from vllm_epd.types import InstanceInfo, RoleSet
+
+#: An instance that has been silent for so many times the limit is taken for dead.
+LOST_TTLS = 4
 
 
 @dataclass(slots=True, eq=False)
@@ -19,6 +24,8 @@ class Instance:
         outstanding: calls that it has not answered yet.
         suspended: a connection was refused; it is left alone until its next heartbeat.
         pool: what requests hold of its embedding pool.
+        breaker: open where calls to it have failed lately.
+        gone: this start of it is over, so that nobody need wait for its answers.
     """
 
     info: InstanceInfo
@@ -26,6 +33,9 @@ class Instance:
     outstanding: int = 0
     suspended: bool = False
     pool: Ledger = field(default_factory=Ledger)
+    breaker: Breaker = field(default_factory=lambda: Breaker(time.monotonic))
+    gone: bool = False
+    _waiting: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     @property
     def name(self) -> str:
@@ -41,12 +51,27 @@ class Instance:
         finally:
             self.outstanding -= 1
 
+    @contextmanager
+    def awaited(self, on_gone: Callable[[], None]) -> Iterator[None]:
+        """Have `on_gone` called if the instance turns out to be gone within a `with` block."""
+        self._waiting.append(on_gone)
+        try:
+            yield
+        finally:
+            self._waiting.remove(on_gone)
+
+    def is_over(self) -> None:
+        """Tell those that wait for answers that none will come."""
+        self.gone = True
+        for on_gone in list(self._waiting):
+            on_gone()
+
 
 class InstanceRegistry:
     """The instances that have registered and still report.
 
-    An instance that leaves, is dropped or is replaced by a new epoch takes no new work; calls in flight
-    keep their `Instance` and end as they will.
+    An instance that leaves, is dropped or is replaced by a new epoch takes no new work. Calls in flight keep their
+    `Instance`; they end when a new epoch replaces it or it stays silent for long, and otherwise as they will.
 
     Attributes:
         revision: grows with each change of who is there, what it does, or whether it may be given work.
@@ -56,6 +81,7 @@ class InstanceRegistry:
         self._clock = clock
         self._ttl_s = ttl_s
         self._instances: dict[str, Instance] = {}
+        self._silent: list[Instance] = []
         self._watchers: list[Callable[[], None]] = []
         self.revision = 0
 
@@ -66,19 +92,23 @@ class InstanceRegistry:
     def sweep(self) -> None:
         """Drop those that have not been heard of for too long."""
         silent = [key for key, each in self._instances.items() if self.age_s(each) > self._ttl_s]
-        for key in silent:
-            del self._instances[key]
+        self._silent += [self._instances.pop(key) for key in silent]
         if silent:
             self._changed()
+        for each in [each for each in self._silent if self.age_s(each) > LOST_TTLS * self._ttl_s]:
+            self._silent.remove(each)
+            each.is_over()
 
     def register(self, info: InstanceInfo) -> None:
         """Take in an instance; the same epoch again refreshes it, a new epoch replaces the old one."""
         known = self._instances.get(info.instance_id)
-        if known is None or known.info.epoch != info.epoch:
-            self._instances[info.instance_id] = Instance(info, self._clock())
-            self._changed()
-        else:
+        if known is not None and known.info.epoch == info.epoch:
             self._refresh(known, info)
+            return
+        self._instances[info.instance_id] = self._returned(info) or self._new(info)
+        if known is not None:
+            known.is_over()
+        self._changed()
 
     def heartbeat(
         self,
@@ -128,6 +158,21 @@ class InstanceRegistry:
     def age_s(self, instance: Instance) -> float:
         """Seconds since the instance was heard of."""
         return self._clock() - instance.seen
+
+    def _new(self, info: InstanceInfo) -> Instance:
+        for each in [each for each in self._silent if each.info.instance_id == info.instance_id]:
+            self._silent.remove(each)
+            each.is_over()
+        return Instance(info, self._clock(), breaker=Breaker(self._clock))
+
+    def _returned(self, info: InstanceInfo) -> Instance | None:
+        """The same start of an instance that has been silent for a while."""
+        for each in self._silent:
+            if (each.info.instance_id, each.info.epoch) == (info.instance_id, info.epoch):
+                self._silent.remove(each)
+                each.info, each.seen, each.suspended = info, self._clock(), False
+                return each
+        return None
 
     def _find(self, instance_id: str, epoch: str) -> Instance | None:
         self.sweep()

@@ -51,6 +51,12 @@ class Metrics:
             ["source"],
             registry=self._collected,
         )
+        self._retries = Counter(
+            f"{_PREFIX}retries",
+            "Requests that started over after an instance failed at them, by the stage that failed.",
+            ["stage"],
+            registry=self._collected,
+        )
         self._encode_waiting = Gauge(
             f"{_PREFIX}encode_waiting",
             "Requests that wait for room in the pools of encode instances.",
@@ -84,6 +90,10 @@ class Metrics:
     def first_token(self, source: Role) -> None:
         """Count a prompt by who samples the first token that its client sees."""
         self._first_tokens.labels(source.value).inc()
+
+    def retried(self, stage: str) -> None:
+        """Count a request that starts over after a stage failed."""
+        self._retries.labels(stage).inc()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

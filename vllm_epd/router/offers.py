@@ -11,9 +11,6 @@ from vllm_epd.router.config import RouterConfig
 from vllm_epd.router.instances import Instance
 from vllm_epd.types import Role, kv_epoch
 
-#: The KV connector of our own, as instances name it.
-EPD = "epd"
-
 _EXPECT = "/epd/kv/expect"
 _FORGET = "/epd/kv/forget"
 

@@ -38,8 +38,7 @@ class Opening:
         Raises:
             UpstreamError: it is no answer with one choice and its usage.
         """
-        options = request.body.get("stream_options") or {}
-        usage = bool(options.get("include_usage"))
+        usage, options = request.wants_usage, request.body.get("stream_options") or {}
         made = cls(request.api, answer_id, answer, usage, usage and bool(options.get("continuous_usage_stats")))
         if not made._well_formed():
             raise UpstreamError(
@@ -52,6 +51,17 @@ class Opening:
         """The one choice."""
         choice: JsonObject = self.answer["choices"][0]
         return choice
+
+    @property
+    def token(self) -> int:
+        """The id of the token, where P tells it."""
+        return int(self.answer["kv_transfer_params"]["epd"]["first"])
+
+    @property
+    def created(self) -> int | None:
+        """When the answer began, in seconds since the epoch."""
+        created = self.answer.get("created")
+        return created if type(created) is int else None
 
     @property
     def text(self) -> str:

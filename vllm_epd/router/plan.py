@@ -78,7 +78,14 @@ def serving(instances: Iterable[Instance], model: str | None) -> tuple[Instance,
     return chosen
 
 
-def plan_route(instances: Sequence[Instance], *, has_media: bool, pick: Pick, keep: Route | None = None) -> Route:
+def plan_route(
+    instances: Sequence[Instance],
+    *,
+    has_media: bool,
+    pick: Pick,
+    keep: Route | None = None,
+    group: Fingerprint | None = None,
+) -> Route:
     """Choose the prefill instance, and with it the way, among the fingerprints that can serve every stage.
 
     Args:
@@ -86,13 +93,15 @@ def plan_route(instances: Sequence[Instance], *, has_media: bool, pick: Pick, ke
         has_media: whether something has to be encoded.
         pick: chooses among equals.
         keep: an earlier way with media encoded apart already; the new one can use these embeddings.
+        group: the fingerprint that has generated a part of the answer; another one would go on otherwise.
 
     Raises:
         NoInstanceError: a stage has no instance, or none of the same fingerprint as the others, or no prefill instance
             has a decode instance of the same KV connector and, where it matters, the same tensor-parallel size.
     """
     needed = MEDIA if has_media else TEXT
-    allowed = [each for each in instances if keep is None or each.info.fingerprint == keep.group]
+    bound = group if keep is None else keep.group
+    allowed = [each for each in instances if bound is None or each.info.fingerprint == bound]
     complete = [group for group in groups(allowed) if not missing(group, needed)]
     if not complete:
         raise NoInstanceError(_why_none(allowed, needed), retry_after_s=RETRY_AFTER_S)

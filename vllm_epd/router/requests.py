@@ -27,6 +27,9 @@ KEEP_KV: JsonObject = {
 }
 
 
+#: The key of what routers and instances tell each other about KV caches, and the KV connector of our own.
+EPD = "epd"
+
 #: How many tokens vLLM generates for a completion whose client does not say.
 COMPLETION_TOKENS = 16
 
@@ -97,6 +100,11 @@ class ClientRequest:
         return bool(self.body.get("stream"))
 
     @property
+    def wants_usage(self) -> bool:
+        """Whether the stream ends with the usage."""
+        return bool((self.body.get("stream_options") or {}).get("include_usage"))
+
+    @property
     def branches(self) -> tuple[Branch, ...]:
         """The pairs of P and D that serve it when the two are apart, in order of their choices."""
         indices = ((prompt, choice) for prompt in range(len(self.prompts)) for choice in range(self.n))
@@ -159,6 +167,7 @@ def prefill_body(
     *,
     offer: str | None = None,
     samples: bool = False,
+    sent: Sequence[int] = (),
 ) -> JsonObject:
     """What a prefill instance gets whose KV cache another instance takes over.
 
@@ -168,6 +177,7 @@ def prefill_body(
         items: the encoded media; None if this instance is to encode it itself.
         offer: under which name it is to offer the KV cache over our own connector; None if over vLLM's.
         samples: its token is the first one of the answer, so that it has to know how to sample.
+        sent: tokens of the answer that the client has, and that are prefilled with the prompt.
     """
     raw_media = items is None and bool(request.media)
     dests = [Dest.ALL, Dest.PROMPT]
@@ -179,7 +189,9 @@ def prefill_body(
     for name in _OF_STREAMS:
         body.pop(name, None)
     _set_prompt(body, request, branch, items)
-    keep = KEEP_KV if offer is None else {"epd": {"offer": offer}}
+    keep = KEEP_KV if offer is None else {EPD: {"offer": offer}}
+    if sent:
+        keep = going_on(keep, sent)
     body |= {"max_tokens": 1, "stream": False, "kv_transfer_params": keep}
     if request.body.get("max_completion_tokens") is not None:
         body["max_completion_tokens"] = 1
@@ -189,7 +201,13 @@ def prefill_body(
 
 
 def decode_body(
-    request: ClientRequest, branch: Branch, items: Sequence[EncodedItem] | None, kv: JsonObject | None
+    request: ClientRequest,
+    branch: Branch,
+    items: Sequence[EncodedItem] | None,
+    kv: JsonObject | None,
+    *,
+    sent: Sequence[int] = (),
+    tells_tokens: bool = False,
 ) -> JsonObject:
     """What the instance gets that generates.
 
@@ -198,16 +216,29 @@ def decode_body(
         branch: which prompt and choice; not looked at when `kv` is None.
         items: the encoded media.
         kv: where its KV cache is; None if this instance prefills too, for all prompts and choices.
+        sent: tokens of the answer that the client has, and that the instance goes on from.
+        tells_tokens: the answer has the ids of its tokens, for this router.
     """
     body = fields.select(request.api.rules, request.body, Dest.ALL, Dest.PROMPT, Dest.OUTPUT)
+    if tells_tokens:
+        body["return_token_ids"] = True
+    if sent:
+        body["kv_transfer_params"] = going_on(kv or {}, sent)
+    elif kv is not None:
+        body["kv_transfer_params"] = kv
     if kv is None:
         _set_messages(body, request, items)
         return body
     _set_prompt(body, request, branch, items)
-    body |= {"n": 1, "kv_transfer_params": kv}
+    body["n"] = 1
     if isinstance(seed := body.get("seed"), int):
         body["seed"] = seed + branch.choice  # as vLLM seeds the children of one request
     return body
+
+
+def going_on(kv: JsonObject, sent: Sequence[int]) -> JsonObject:
+    """`kv` for a request that goes on from tokens that the client has."""
+    return {**kv, EPD: {**kv.get(EPD, {}), "sent": list(sent)}}
 
 
 def _set_prompt(body: JsonObject, request: ClientRequest, branch: Branch, items: Sequence[EncodedItem] | None) -> None:

@@ -14,6 +14,7 @@ from vllm_epd.router.continuation import StreamContinuation, continued_answer
 from vllm_epd.router.failures import error_body
 from vllm_epd.router.jsonio import JsonObject, encode
 from vllm_epd.router.opening import Opening
+from vllm_epd.router.transcript import Transcript
 from vllm_epd.types import Role
 
 
@@ -125,13 +126,12 @@ class MergingSink:
         return b"" if merged is None else sse.event(encode(merged))
 
 
-class ResumedSink:
-    """Goes on with an answer whose first token P has sampled; in a stream, the client has that token."""
+class NotedSink:
+    """Keeps a transcript of a stream on its way to the client."""
 
-    def __init__(self, target: Sink, opening: Opening) -> None:
+    def __init__(self, target: Sink, transcript: Transcript) -> None:
         self._target = target
-        self._opening = opening
-        self._continuation = StreamContinuation(opening)
+        self._transcript = transcript
 
     @property
     def started(self) -> bool:
@@ -139,10 +139,53 @@ class ResumedSink:
         return self._target.started
 
     async def body(self, raw: bytes) -> None:
-        """Put the first token before a whole answer."""
+        """Refuse a whole body where a stream was asked for."""
+        raise UpstreamError("the decode instance did not stream", stage=Role.DECODE.value)
+
+    async def events(self, events: bytes) -> None:
+        """Note the tokens, and pass on what the client asked for."""
+        if out := self._transcript.pass_on(events):
+            await self._target.events(out)
+
+
+class PrecededSink:
+    """Puts P's first token before a whole answer."""
+
+    def __init__(self, target: Sink, opening: Opening) -> None:
+        self._target = target
+        self._opening = opening
+
+    @property
+    def started(self) -> bool:
+        """Whether the client has seen a part of the answer."""
+        return self._target.started
+
+    async def body(self, raw: bytes) -> None:
+        """Put the first token before the others."""
         await self._target.body(continued_answer(self._opening, raw))
 
     async def events(self, events: bytes) -> None:
-        """Pass on what follows the first token."""
+        """Refuse a stream, which was not asked for."""
+        raise UpstreamError("the decode instance streamed unasked", stage=Role.DECODE.value)
+
+
+class ContinuedSink:
+    """Goes on with a stream of which the client has some tokens of other instances."""
+
+    def __init__(self, target: Sink, continuation: StreamContinuation) -> None:
+        self._target = target
+        self._continuation = continuation
+
+    @property
+    def started(self) -> bool:
+        """Whether the client has seen a part of the answer."""
+        return self._target.started
+
+    async def body(self, raw: bytes) -> None:
+        """Refuse a whole body where a stream was asked for."""
+        raise UpstreamError("the decode instance did not stream", stage=Role.DECODE.value)
+
+    async def events(self, events: bytes) -> None:
+        """Pass on what follows."""
         if out := self._continuation.rewrite(events):
             await self._target.events(out)

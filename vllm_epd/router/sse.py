@@ -45,6 +45,14 @@ def event(data: bytes) -> bytes:
     return _DATA + data + _END
 
 
+def blocks(events: bytes) -> Iterator[bytes]:
+    """Each of some whole events with its end; what is not whole comes last."""
+    *whole, rest = events.split(_END)
+    yield from (block + _END for block in whole)
+    if rest:
+        yield rest
+
+
 def data_of(events: bytes) -> Iterator[bytes]:
     """What each of some whole events carries; comments and the closing event are left out."""
     for each in events.split(_END):

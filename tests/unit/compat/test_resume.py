@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A request whose first token is there already goes on from it."""
+"""A request whose first tokens are there already goes on from them."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,8 @@ from vllm_epd.compat import items, resumable, resume  # noqa: E402
 from vllm_epd.types import ROLE_ENV  # noqa: E402
 
 MODEL: Any = SimpleNamespace(max_model_len=20, get_vocab_size=lambda: 100)
-TRANSFER = {"transfer": "t", "epoch": "e-kv", "rank": 0, "tokens": 3, "first": 9}
+TRANSFER = {"transfer": "t", "epoch": "e-kv", "rank": 0, "tokens": 3}
+RESUMED = {**TRANSFER, "sent": [9]}
 
 
 def request(kv: Any = None, prompt: list[int] | None = None, max_tokens: int = 5) -> EngineCoreRequest:
@@ -36,28 +37,34 @@ def request(kv: Any = None, prompt: list[int] | None = None, max_tokens: int = 5
     )
 
 
-def outcome(asked: EngineCoreRequest) -> tuple[list[int] | None, int | None]:
-    resume.apply(asked, MODEL)
+def outcome(asked: EngineCoreRequest, *, decodes: bool = True) -> tuple[list[int] | None, int | None]:
+    resume.apply(asked, MODEL, decodes=decodes)
     assert asked.sampling_params is not None
     return asked.prompt_token_ids, asked.sampling_params.max_tokens
 
 
-def test_the_first_token_ends_the_prompt_and_one_less_is_generated() -> None:
+@pytest.mark.parametrize("sent", [[9], [9, 8, 7]])
+def test_the_tokens_sent_end_the_prompt_and_as_many_less_are_generated(sent: list[int]) -> None:
     prompt = [1, 2, 3]
-    assert outcome(request({"epd": {**TRANSFER, "resume": True}}, prompt)) == ([1, 2, 3, 9], 4)
+    assert outcome(request({"epd": {**TRANSFER, "sent": sent}}, prompt)) == ([1, 2, 3, *sent], 5 - len(sent))
     assert prompt == [1, 2, 3]  # vLLM may share it with other requests
+
+
+def test_an_instance_that_only_prefills_takes_them_in_for_its_one_token() -> None:
+    asked = request({"epd": {"offer": "t", "sent": [9, 8]}}, max_tokens=1)
+    assert outcome(asked, decodes=False) == ([1, 2, 3, 9, 8], 1)
 
 
 @pytest.mark.parametrize(
     "kv",
-    [None, {}, {"epd": None}, {"epd": TRANSFER}, {"epd": {**TRANSFER, "resume": False}}, {"do_remote_prefill": True}],
+    [None, {}, {"epd": None}, {"epd": TRANSFER}, {"epd": {**TRANSFER, "sent": []}}, {"do_remote_prefill": True}],
 )
 def test_a_request_that_does_not_ask_for_it_stays_as_it_is(kv: Any) -> None:
     assert outcome(request(kv)) == ([1, 2, 3], 5)
 
 
 def test_a_request_without_sampling_stays_as_it_is() -> None:
-    resume.apply(SimpleNamespace(sampling_params=None), MODEL)  # type: ignore[arg-type]
+    resume.apply(SimpleNamespace(sampling_params=None), MODEL, decodes=True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -65,41 +72,39 @@ def test_a_request_without_sampling_stays_as_it_is() -> None:
     [
         "x",
         [],
-        {"resume": 1, "first": 9},
-        {"resume": None, "first": 9},
-        {"resume": True},
-        {"resume": True, "first": None},
-        {"resume": True, "first": True},
-        {"resume": True, "first": "9"},
-        {"resume": True, "first": -1},
-        {"resume": True, "first": 100},
+        {"sent": None},
+        {"sent": 9},
+        {"sent": [True]},
+        {"sent": ["9"]},
+        {"sent": [9, -1]},
+        {"sent": [9, 100]},
     ],
 )
 def test_a_malformed_object_is_the_clients_mistake(epd: Any) -> None:
     asked = request({"epd": epd})
     with pytest.raises(VLLMValidationError, match="kv_transfer_params.epd") as caught:
-        resume.apply(asked, MODEL)
+        resume.apply(asked, MODEL, decodes=True)
     assert isinstance(caught.value, VLLMClientError)  # which vLLM answers with a 400
     assert asked.prompt_token_ids == [1, 2, 3]
 
 
-@pytest.mark.parametrize(("length", "max_tokens"), [(3, 1), (19, 5)])
+@pytest.mark.parametrize(("length", "max_tokens"), [(3, 1), (19, 5), (25, 5)])
 def test_where_nothing_can_follow_nothing_is_resumed(length: int, max_tokens: int) -> None:
-    asked = request({"epd": {**TRANSFER, "resume": True}}, list(range(length)), max_tokens)
+    asked = request({"epd": RESUMED}, list(range(length)), max_tokens)
     with pytest.raises(VLLMValidationError, match="no token to generate"):
-        resume.apply(asked, MODEL)
+        resume.apply(asked, MODEL, decodes=True)
 
 
 def test_a_prompt_of_embeddings_is_refused() -> None:
-    asked = request({"epd": {**TRANSFER, "resume": True}})
+    asked = request({"epd": RESUMED})
     asked.prompt_token_ids = None
     with pytest.raises(VLLMValidationError, match="needs a prompt of token ids"):
-        resume.apply(asked, MODEL)
+        resume.apply(asked, MODEL, decodes=True)
 
 
 def test_what_vllm_would_generate_at_most_is_generated_in_all() -> None:
     """Without a limit of the client vLLM fills the context; 17 tokens of 20 are left here, the first one included."""
-    asked = request({"epd": {**TRANSFER, "resume": True}}, max_tokens=17)
+    asked = request({"epd": RESUMED}, max_tokens=17)
     prompt, more = outcome(asked)
     assert prompt is not None
     assert more is not None
@@ -118,8 +123,8 @@ def test_the_text_goes_on_where_the_first_token_ended() -> None:
     whole = IncrementalDetokenizer.from_new_request(tokenizer, request(prompt=prompt))
     whole.update(generated[:1], False)
     assert whole.get_next_output_text(False, True).isascii()
-    asked = request({"epd": {**TRANSFER, "resume": True, "first": generated[0]}}, prompt, 100)
-    resume.apply(asked, SimpleNamespace(max_model_len=1000, get_vocab_size=lambda: 10**6))  # type: ignore[arg-type]
+    asked = request({"epd": {**TRANSFER, "sent": generated[:1]}}, prompt, 100)
+    resume.apply(asked, SimpleNamespace(max_model_len=1000, get_vocab_size=lambda: 10**6), decodes=True)  # type: ignore[arg-type]
     resumed = IncrementalDetokenizer.from_new_request(tokenizer, asked)
     for token in generated[1:]:
         for each in (whole, resumed):
@@ -134,7 +139,7 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Any:
     from vllm.v1.engine.input_processor import InputProcessor
 
     def process(self: Any, *args: Any, **kwargs: Any) -> EngineCoreRequest:
-        return request({"epd": {**TRANSFER, "resume": True}})
+        return request({"epd": RESUMED})
 
     monkeypatch.setattr(InputProcessor, "process_inputs", process)
     return InputProcessor
@@ -145,11 +150,12 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Any:
     [
         ("decode", [1, 2, 3, 9]),
         ("encode+decode", [1, 2, 3, 9]),
-        ("prefill+decode", [1, 2, 3]),
-        ("prefill", [1, 2, 3]),
+        ("prefill+decode", [1, 2, 3, 9]),
+        ("prefill", [1, 2, 3, 9]),
+        ("encode", [1, 2, 3]),
     ],
 )
-def test_only_an_instance_that_only_decodes_goes_on(
+def test_only_an_instance_with_the_language_model_goes_on(
     processor: Any, monkeypatch: pytest.MonkeyPatch, roles: str, prompt: list[int]
 ) -> None:
     monkeypatch.setenv(ROLE_ENV, roles)

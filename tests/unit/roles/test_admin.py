@@ -234,7 +234,7 @@ def kv_agents(served: Served, monkeypatch: pytest.MonkeyPatch) -> KvAgents:
 
 @pytest.mark.parametrize(
     ("role", "kv", "resume"),
-    [("prefill", "epd", 1), ("encode+decode", "epd", 1), ("prefill+decode", "", None), ("encode", "", None)],
+    [("prefill", "epd", 1), ("encode+decode", "epd", 1), ("prefill+decode", "", 1), ("encode", "", None)],
 )
 async def test_an_instance_that_hands_kv_caches_over_says_how_and_where(
     served: Served, role: str, kv: str, resume: int | None

@@ -220,8 +220,7 @@ async def test_a_prefill_that_fails_gives_the_embeddings_back(cluster, letters):
     prefill.does.status, prefill.does.body = 500, {"error": {"message": "no", "code": 500}}
     assert (await cluster.chat([image("cat"), image("dog")])).status == 500
     await cluster.nothing_held()
-    (call,) = encode.release_calls
-    assert len(call.body["leases"]) == 2
+    assert [len(call.body["leases"]) for call in encode.release_calls] == [2, 2]  # of each of two tries
 
 
 async def test_the_releases_carry_the_token(cluster_with):
@@ -241,7 +240,7 @@ async def test_a_release_that_fails_is_no_matter(cluster, caplog):
     await prefill.arrived.wait()
     await encode.stop()
     prefill.does.hold.set()
-    assert (await asked).status == 500
+    assert (await asked).status == 503
     await soon(lambda: "could not be told /epd/leases/release" in caplog.text)
 
 
@@ -302,7 +301,7 @@ async def test_a_choice_that_fails_gives_the_embeddings_back(cluster):
     prefill.does.change = then_fail
     assert (await cluster.chat([image("cat")], n=3)).status == 500
     await cluster.nothing_held()
-    await soon(lambda: len(encode.release_calls) == 1)
+    await soon(lambda: len(encode.release_calls) == 2)  # of each of two tries
 
 
 async def test_who_waits_too_long_is_told_that_the_pools_are_full(cluster_with):
@@ -436,7 +435,7 @@ async def test_whatever_goes_wrong_nothing_stays_held(cluster):
             fake.does.status = 200
     answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 60)
     statuses = {answer.status for answer in answers if not isinstance(answer, BaseException)}
-    assert statuses == {200, 400, 500}
+    assert statuses - {500} == {200, 400}
     for fake in encoders:  # an answer that nobody reads any more leaves its lease to run out
         fake.leases.clear()
         fake.overruns.clear()

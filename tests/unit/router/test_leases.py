@@ -22,7 +22,7 @@ class SlowClient:
         self.asked = []
         self._failure = failure
 
-    async def ask(self, stage, instance, path, body, headers, *, timeout_s):
+    async def ask(self, stage, instance, path, body, headers, *, timeout_s, judged):
         self.asked.append((path, json.loads(body), timeout_s))
         await self.go.wait()
         if self._failure:

@@ -9,6 +9,7 @@ import pytest
 from tests.unit.router.conftest import image
 
 BIG = 2 * 2**20
+NOTHING_KEPT = {"recovery_bytes": 0}
 TOPOLOGIES = [("EPD",), ("E", "PD"), ("E", "P", "D"), ("EP", "D")]
 
 
@@ -20,7 +21,12 @@ def _held_by_the_router():
 
 
 @pytest.mark.parametrize("letters", TOPOLOGIES, ids="+".join)
-async def test_media_is_let_go_of_once_the_answer_has_begun(cluster, letters):
+async def test_media_is_let_go_of_once_the_answer_has_begun(cluster_with, letters):
+    async with cluster_with(**NOTHING_KEPT) as cluster:
+        await _begins_without_media(cluster, letters)
+
+
+async def _begins_without_media(cluster, letters):
     last = (await cluster.up(*letters))[-1]
     last.does.words = ["one", "two"]
     last.does.gate = asyncio.Event()
@@ -40,7 +46,12 @@ async def test_media_is_let_go_of_once_the_answer_has_begun(cluster, letters):
 @pytest.mark.parametrize(
     ("letters", "busy"), [(("E", "P", "D"), 1), (("E", "P", "D"), 2), (("EP", "D"), 1), (("E", "PD"), 1)]
 )
-async def test_media_is_let_go_of_once_it_is_encoded(cluster, letters, busy):
+async def test_media_is_let_go_of_once_it_is_encoded(cluster_with, letters, busy):
+    async with cluster_with(**NOTHING_KEPT) as cluster:
+        await _goes_on_without_media(cluster, letters, busy)
+
+
+async def _goes_on_without_media(cluster, letters, busy):
     last = (await cluster.up(*letters))[busy]
     last.does.hold = asyncio.Event()
     tracemalloc.start()

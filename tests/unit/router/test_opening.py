@@ -120,7 +120,7 @@ async def test_a_stream(api, body, way, at_once):
     wanted = await vllm(api, body, TOKENS, PROMPT, 100)
     first = await opening(api, body)
     theirs = await vllm(api, body, [SECOND, LAST], [*PROMPT, FIRST[1]], 102)
-    continuation = StreamContinuation(first)
+    continuation = StreamContinuation(api, 1, first.created)
     blocks = [theirs] if at_once else [each + b"\n\n" for each in theirs.split(b"\n\n") if each]
     got = first.events() + b"".join(continuation.rewrite(block) for block in blocks)
     assert read(got) == read(wanted)
@@ -151,7 +151,7 @@ async def test_a_whole_answer_of_one_token(api, body):
 
 async def test_a_stream_is_passed_on_as_it_is_where_it_can_be():
     first = await opening(Api.CHAT, CHAT | {"stream": True})
-    continuation = StreamContinuation(first)
+    continuation = StreamContinuation(Api.CHAT, 1, first.created)
     role = b'data: {"created":100,"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n'
     said = b'data: {"odd" : [1.0],  "choices":[{"delta":{"content":"\\"usage\\":{ \\"created\\":7"}}]}\n\n'
     assert continuation.rewrite(b": keep-alive\n\n" + role + said) == b": keep-alive\n\n" + said

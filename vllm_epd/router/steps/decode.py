@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Have the answer generated, and pass it on as it comes."""
 
-from vllm_epd.errors import NoInstanceError, UpstreamError
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+from vllm_epd.errors import UpstreamError
 from vllm_epd.router import jsonio, sse
-from vllm_epd.router.answers import clean_answer, opening_failure, says_nothing
+from vllm_epd.router.answers import clean_answer, opening_failure, says_nothing, split_failure
 from vllm_epd.router.client import InstanceAnswer
 from vllm_epd.router.context import RequestContext
-from vllm_epd.router.first_token import RESUME
+from vllm_epd.router.continuation import StreamContinuation
+from vllm_epd.router.failures import SERVER_ERROR, BrokenOffError, UnreachableError
+from vllm_epd.router.first_token import may_resume
 from vllm_epd.router.instances import Instance
-from vllm_epd.router.plan import RETRY_AFTER_S
 from vllm_epd.router.requests import decode_body
+from vllm_epd.router.sinks import ContinuedSink, NotedSink, PrecededSink, Sink
+from vllm_epd.router.transcript import Transcript
 from vllm_epd.types import Role
 
 _STAGE = Role.DECODE.value
+#: What says nothing about a pair of instances: one of them is gone.
+_GONE = (UnreachableError, BrokenOffError)
 
 
 class DecodeStep:
@@ -29,11 +37,12 @@ class DecodeStep:
 
     async def run(self, ctx: RequestContext) -> None:
         """Generate, and give the answer to the sink."""
-        instance = _decoder(ctx) if ctx.planned.splits else ctx.planned.prefill
+        ctx.working = instance = _decoder(ctx) if ctx.planned.splits else ctx.planned.prefill
         ctx.hold.close()
+        sink = _sink(ctx, instance)
         index = ctx.branch.index
         headers = ctx.headers_for(f"-{index}" if index else "")
-        with instance.busy():
+        with instance.busy(), _noted_pair(ctx, instance):
             async with ctx.services.client.post(
                 Role.DECODE, instance, ctx.request.api.value, _body(ctx), headers
             ) as answer:
@@ -41,11 +50,11 @@ class DecodeStep:
                     ctx.offer.taken = True
                 ctx.forget_body()
                 if answer.is_stream:
-                    await _relay(answer, ctx, instance.name)
+                    await _relay(answer, ctx, sink, instance.name)
                 else:
                     whole = clean_answer(await answer.read(), _STAGE)
                     _note_prefilled(ctx)
-                    await ctx.sink.body(whole)
+                    await sink.body(whole)
         ctx.answered = True
 
 
@@ -53,20 +62,51 @@ def _decoder(ctx: RequestContext) -> Instance:
     """The instance that expects the KV cache if it may still be given work, another one otherwise."""
     candidates = ctx.peers(Role.DECODE)
     if ctx.offer is not None:
-        if ctx.offer.decoder in candidates:
+        if ctx.offer.decoder in candidates and ctx.offer.decoder not in ctx.failed:
             return ctx.offer.decoder
         ctx.offer.pass_over()
-    if ctx.resumes:
-        candidates = tuple(each for each in candidates if each.info.limits.get(RESUME))
-    if not candidates:
-        raise NoInstanceError("no decode instance can go on from a first token", retry_after_s=RETRY_AFTER_S)
-    return ctx.services.chooser.pick(Role.DECODE, candidates)
+    return ctx.choose(Role.DECODE, candidates)
+
+
+def _sink(ctx: RequestContext, instance: Instance) -> Sink:
+    """The client's, behind what keeps a transcript and what has the answer follow the tokens that were sent."""
+    if not ctx.request.stream:
+        return ctx.sink if ctx.opening is None else PrecededSink(ctx.sink, ctx.opening)
+    if ctx.transcript is None and _may_be_continued(ctx, instance):
+        ctx.transcript = Transcript(wants_usage=ctx.request.wants_usage)
+    if ctx.transcript is None:
+        return ctx.sink
+    noted = NotedSink(ctx.sink, ctx.transcript)
+    if not ctx.sink.started:
+        return noted
+    sent, created = len(ctx.transcript.tokens), ctx.transcript.created
+    return ContinuedSink(noted, StreamContinuation(ctx.request.api, sent, created))
+
+
+def _may_be_continued(ctx: RequestContext, instance: Instance) -> bool:
+    """Whether another instance could go on with the stream; a body that is passed on with its media stays as it is."""
+    whole = ctx.planned.alone and ctx.planned.raw_media
+    return bool(ctx.services.recovery.retries) and not whole and may_resume(ctx.request, ctx.planned.prefill, instance)
 
 
 def _body(ctx: RequestContext) -> bytes:
-    if ctx.planned.alone:
+    if ctx.planned.alone and ctx.transcript is None:
         return ctx.request.raw or jsonio.encode(ctx.request.body)
-    return jsonio.encode(decode_body(ctx.request, ctx.branch, ctx.encoded, ctx.kv))
+    tells = ctx.transcript is not None
+    return jsonio.encode(decode_body(ctx.request, ctx.branch, ctx.encoded, ctx.kv, sent=ctx.sent, tells_tokens=tells))
+
+
+@contextmanager
+def _noted_pair(ctx: RequestContext, instance: Instance) -> Iterator[None]:
+    """Remember whether P and D get on: one that answers that it failed may be well with others."""
+    pairs, prefill = ctx.services.recovery.pairs, ctx.planned.prefill
+    try:
+        yield
+    except UpstreamError as error:
+        if ctx.planned.splits and error.status >= SERVER_ERROR and not isinstance(error, _GONE):
+            pairs.failed(prefill, instance)
+        raise
+    pairs.succeeded(prefill, instance)
 
 
 def _note_prefilled(ctx: RequestContext) -> None:
@@ -74,15 +114,27 @@ def _note_prefilled(ctx: RequestContext) -> None:
         ctx.leases.prefilled()
 
 
-async def _relay(answer: InstanceAnswer, ctx: RequestContext, instance: str) -> None:
-    """Pass events on unchanged, each as soon as it is whole.
+async def _until_whole(
+    answer: InstanceAnswer, splitter: sse.EventSplitter, transcript: Transcript | None
+) -> AsyncIterator[bytes]:
+    """The body as it arrives; that it breaks off once the client has all of it is no matter."""
+    try:
+        async for chunk in answer.chunks():
+            yield chunk
+    except BrokenOffError:
+        if not splitter.done and (transcript is None or not transcript.whole):
+            raise
+
+
+async def _relay(answer: InstanceAnswer, ctx: RequestContext, sink: Sink, instance: str) -> None:
+    """Pass events on, each as soon as it is whole.
 
     A stream has not begun for the client before it says something: what fails until then gets the status
     that the failure names.
     """
     splitter = sse.EventSplitter()
     held, begun = b"", False
-    async for chunk in answer.chunks():
+    async for chunk in _until_whole(answer, splitter, ctx.transcript):
         events = held + splitter.feed(chunk)
         if not begun:
             if failure := opening_failure(events, instance):
@@ -91,8 +143,15 @@ async def _relay(answer: InstanceAnswer, ctx: RequestContext, instance: str) -> 
             if begun:
                 _note_prefilled(ctx)
         if events and begun:
-            await ctx.sink.events(events)
+            events, failed = split_failure(events, instance)
+            if events:
+                await sink.events(events)
+            if failed is not None:
+                raise failed
     if rest := held + splitter.close():
-        await ctx.sink.events(rest)
+        await sink.events(rest)
     if not splitter.done:
-        raise UpstreamError(f"{_STAGE} instance {instance} ended its stream too early", stage=_STAGE)
+        if ctx.transcript is not None and ctx.transcript.whole:
+            await ctx.sink.events(sse.DONE)
+            return
+        raise BrokenOffError(f"{_STAGE} instance {instance} ended its stream too early", stage=_STAGE)

@@ -49,7 +49,7 @@ class EncodeStep:
 
 
 def _admit(ctx: RequestContext, parts: list[Part]) -> bool:
-    choose = partial(ctx.services.chooser.pick, Role.ENCODE)
+    choose = partial(ctx.choose, Role.ENCODE)
     return ctx.services.encoders.admit(parts, ctx.serving(), ctx.peers(Role.ENCODE), choose)
 
 

@@ -16,8 +16,8 @@ from vllm_epd.router import sse
 from vllm_epd.router.choices import StreamMerger, merge_answers
 from vllm_epd.router.context import RequestContext
 from vllm_epd.router.jsonio import encode
-from vllm_epd.router.pipeline import Step, run_steps
 from vllm_epd.router.plan import Route
+from vllm_epd.router.recovery import Step, run_steps
 from vllm_epd.router.requests import Branch
 from vllm_epd.router.sinks import CollectingSink, MergingSink, Sink
 from vllm_epd.router.tasks import all_or_cancel

@@ -4,9 +4,10 @@
 from vllm_epd.router.answers import offered
 from vllm_epd.router.context import RequestContext
 from vllm_epd.router.jsonio import JsonObject
-from vllm_epd.router.offers import EPD, Offer
+from vllm_epd.router.offers import Offer
 from vllm_epd.router.opening import Opening
-from vllm_epd.router.sinks import ResumedSink
+from vllm_epd.router.requests import EPD
+from vllm_epd.router.transcript import Transcript
 from vllm_epd.types import Role
 
 
@@ -28,9 +29,9 @@ async def open_answer(ctx: RequestContext, offer: Offer, answer: JsonObject) -> 
         return
     if ctx.request.stream:
         await ctx.sink.events(opening.events())
-    ctx.kv = {EPD: {**found, "resume": True}}
-    ctx.resumes = True
-    ctx.sink = ResumedSink(ctx.sink, opening)
+        ctx.transcript = Transcript(tokens=[opening.token], created=opening.created, wants_usage=opening.with_usage)
+    ctx.kv = {EPD: found}
+    ctx.opening = opening
     ctx.services.metrics.first_token(Role.PREFILL)
 
 

@@ -7,8 +7,8 @@ from vllm_epd.router.context import RequestContext
 from vllm_epd.router.embeddings import read_description
 from vllm_epd.router.first_token import may_resume
 from vllm_epd.router.jsonio import JsonObject
-from vllm_epd.router.offers import EPD, Offer
-from vllm_epd.router.requests import prefill_body
+from vllm_epd.router.offers import Offer
+from vllm_epd.router.requests import EPD, prefill_body
 from vllm_epd.router.steps.open import open_answer
 from vllm_epd.types import Role
 
@@ -33,7 +33,7 @@ class PrefillStep:
         """Prefill; learn of the media what P encoded itself; have the answer opened if its first token is P's."""
         ctx.close_offer()
         ctx.offer = offer = _offer(ctx) if ctx.planned.prefill.info.kv == EPD else None
-        samples = offer is not None and may_resume(ctx.request, ctx.planned.prefill, offer.decoder)
+        samples = offer is not None and not ctx.sent and may_resume(ctx.request, ctx.planned.prefill, offer.decoder)
         answer = await _ask(ctx, offer, samples)
         ctx.leases.prefilled()
         _note_media(ctx, answer)
@@ -51,7 +51,10 @@ def _offer(ctx: RequestContext) -> Offer:
 async def _ask(ctx: RequestContext, offer: Offer | None, samples: bool) -> JsonObject:
     instance = ctx.planned.prefill
     transfer = None if offer is None else offer.transfer
-    body = jsonio.encode(prefill_body(ctx.request, ctx.branch, ctx.encoded, offer=transfer, samples=samples))
+    body = jsonio.encode(
+        prefill_body(ctx.request, ctx.branch, ctx.encoded, offer=transfer, samples=samples, sent=ctx.sent)
+    )
+    ctx.working = instance
     ctx.hold.close()  # from here on the call itself counts, and D as soon as it is chosen
     if offer is not None:
         ctx.hold.enter_context(offer.decoder.busy())
@@ -67,7 +70,7 @@ def _kv(ctx: RequestContext, offer: Offer | None, answer: JsonObject) -> JsonObj
     if offer is None:
         return handed_over(answer, name)
     ctx.services.metrics.first_token(Role.DECODE)
-    return {EPD: {**offered(answer, offer.transfer, name), "resume": False}}
+    return {EPD: offered(answer, offer.transfer, name)}
 
 
 def _note_media(ctx: RequestContext, answer: JsonObject) -> None:

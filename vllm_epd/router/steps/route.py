@@ -23,8 +23,9 @@ class RouteStep:
         ctx.route = plan_route(
             ctx.serving(),
             has_media=bool(ctx.request.media),
-            pick=ctx.services.chooser.pick,
+            pick=ctx.choose,
             keep=ctx.route if ctx.items else None,
+            group=ctx.planned.group if ctx.sent else None,
         )
         ctx.hold.enter_context(ctx.route.prefill.busy())
         _check_honoured(ctx.request, ctx.route, ctx.services.config.max_choices)

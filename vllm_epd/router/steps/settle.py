@@ -16,7 +16,7 @@ from vllm_epd.router.answers import decode_answer
 from vllm_epd.router.context import RequestContext
 from vllm_epd.router.embeddings import Lease, read_lease, read_offer
 from vllm_epd.router.encoders import Part
-from vllm_epd.router.failures import UnreachableError
+from vllm_epd.router.failures import SERVER_ERROR, UnreachableError
 from vllm_epd.router.holds import Leased
 from vllm_epd.router.instances import Instance
 from vllm_epd.router.media import EncodedItem
@@ -27,8 +27,6 @@ from vllm_epd.router.reuse import Known
 from vllm_epd.types import Role
 
 logger = logging.getLogger(__name__)
-
-SERVER_ERROR = 500
 
 
 async def settle(ctx: RequestContext, part: Part, gate: asyncio.Semaphore) -> EncodedItem:
@@ -94,7 +92,7 @@ def _another(ctx: RequestContext, part: Part, avoid: Instance) -> Instance:
     others = [each for each in found if each is not avoid] or found
     estimate = ctx.services.encoders.sizes.estimate
     roomy = [each for each in others if has_room(each, part.room.slot, estimate(each.info))]
-    return ctx.services.chooser.pick(Role.ENCODE, roomy or others)
+    return ctx.choose(Role.ENCODE, roomy or others)
 
 
 async def _ask(ctx: RequestContext, part: Part, instance: Instance, body: bytes) -> EncodedItem:

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """1.25 times (the row errors of fp8) to 2.5 times what `make bench ARGS="--only codec"` has found for the same requests.
+    """1.25 (the row errors of fp8) to 2.5 times what `make bench ARGS="--only codec"` has found for the same requests.
 
     Attributes:
         ratio: of the bytes as they are.

@@ -4,7 +4,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import httpx
 
@@ -64,23 +64,28 @@ async def outstanding(router: str) -> Counter[str]:
     return Counter({role: sum(each["outstanding"] for each in listed if each["roles"] == role) for role in ROLES})
 
 
-async def held(system: System) -> dict[str, float]:
-    """What the instances still hold or do, by instance and name; empty when they are idle."""
+async def held(instances: Mapping[str, str]) -> dict[str, float]:
+    """What instances, given as URLs by name, still hold or do; empty when they are idle."""
     found: dict[str, float] = {}
-    for role in ROLES:
-        for number, instance in enumerate(system.instances(role)):
-            measured = await metrics(instance)
-            found |= {f"{role} {number} {name}": measured[name] for name in (RUNNING, WAITING, KV_USAGE)}
-            found[f"{role} {number} pinned"] = await pinned(instance)
+    for name, instance in instances.items():
+        measured = await metrics(instance)
+        found |= {f"{name} {gauge}": measured[gauge] for gauge in (RUNNING, WAITING, KV_USAGE)}
+        found[f"{name} pinned"] = await pinned(instance)
     return {name: value for name, value in found.items() if value}
 
 
 async def wait_until_idle(system: System, within_s: float) -> float:
-    """Seconds until the instances hold nothing for anybody, seen twice in a row; fails after `within_s`."""
+    """Seconds until the instances of a system hold nothing for anybody; fails after `within_s`."""
+    urls = {f"{role} {number}": url for role in ROLES for number, url in enumerate(system.instances(role))}
+    return await wait_until_nothing_is_held(urls, within_s)
+
+
+async def wait_until_nothing_is_held(instances: Mapping[str, str], within_s: float) -> float:
+    """Seconds until these instances hold nothing for anybody, seen twice in a row; fails after `within_s`."""
     start = time.monotonic()
     seen = 0
     while seen < 2:
-        still = await held(system)
+        still = await held(instances)
         assert time.monotonic() - start < within_s, f"still held after {within_s:.0f} s: {still}"
         seen = 0 if still else seen + 1
         await asyncio.sleep(IDLE_POLL_S)

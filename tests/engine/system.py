@@ -23,6 +23,12 @@ STARTUP_S = 420.0
 SHARED = ("--enforce-eager", "--max-model-len", "4096", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 """Options of single server and topology alike; compiling the models would take most of a test run."""
 BIN = Path(sys.executable).parent
+CPU_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +74,8 @@ def stock_server(
     """A `vllm serve`; by default one whose plugins are all left out, so that it never heard of roles."""
     port = free_ports("127.0.0.1", 1, Random())[0]
     command = [str(BIN / "vllm"), "serve", str(model), "--host", "127.0.0.1", "--port", str(port), *arguments]
-    cpu = {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-    }
-    with process(command, log, {**cpu, **({"VLLM_PLUGINS": ""} if environment is None else environment)}) as server:
+    plugins = {"VLLM_PLUGINS": ""} if environment is None else environment
+    with process(command, log, {**CPU_ENVIRONMENT, **plugins}) as server:
         yield f"http://127.0.0.1:{port}", server
 
 

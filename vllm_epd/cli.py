@@ -9,6 +9,7 @@ from typing import Any
 
 from vllm_epd import __version__
 from vllm_epd.errors import ConfigError
+from vllm_epd.types import Role
 
 INTERRUPTED = 130
 UP_EXAMPLES = """\
@@ -114,9 +115,17 @@ def _add_doctor(commands: Any) -> None:
 
 
 def _add_router_options(parser: argparse.ArgumentParser) -> None:
-    from vllm_epd.router.policies import POLICIES
+    from vllm_epd.router.ordering import ORDERS
+    from vllm_epd.router.policies import DEFAULTS, POLICIES
 
-    parser.add_argument("--policy", choices=sorted(POLICIES), help="how to choose among instances of one role")
+    add, policies, orders = parser.add_argument, sorted(POLICIES), sorted(ORDERS)
+    add("--policy", choices=policies, help="how to choose among instances of one role")
+    add("--order", choices=orders, help="who of those that wait for a stage is next (default: fcfs)")
+    for stage in Role:
+        add(f"--{stage}-policy", choices=policies, help=f"the same for {stage} (default: {DEFAULTS[stage]})")
+        add(f"--{stage}-order", choices=orders, help=f"the same for {stage}")
+    add("--max-queue", metavar="N", type=int, help="most requests that wait for a stage (default: 1024)")
+    add("--ttft-slo", metavar="S", type=float, dest="ttft_slo_s", help="how soon a first token should come")
     parser.add_argument("--ttl", metavar="S", type=float, help="drop instances that are silent for so long")
 
 
@@ -128,7 +137,7 @@ def _up(options: argparse.Namespace, arguments: list[str]) -> int:
 
     names = ("topology", "host", "port", "gpus", "share_gpus", "parallel_starts", "startup_timeout_s", "log_dir")
     overrides = _given({name: getattr(options, name) for name in names})
-    if router := _given({"policy": options.policy, "ttl_s": options.ttl}):
+    if router := _router_settings(options):
         overrides["router"] = router
     if options.model is not None or options.demo is not None:
         overrides |= {"model": options.model, "demo": options.demo}
@@ -141,7 +150,7 @@ def _route(options: argparse.Namespace, arguments: list[str]) -> int:
 
     if arguments:
         raise ConfigError(f"route takes no arguments after --, got {' '.join(arguments)}")
-    values = _given({"host": options.host, "port": options.port, "policy": options.policy, "ttl_s": options.ttl})
+    values = _given({"host": options.host, "port": options.port}) | _router_settings(options)
     if options.ttl is not None:
         values["heartbeat_s"] = options.ttl / 3
     serve(RouterConfig.from_mapping(values))
@@ -157,6 +166,13 @@ def _doctor(options: argparse.Namespace, arguments: list[str]) -> int:
     from vllm_epd.doctor.examine import Wanted
 
     return doctor(Wanted(options.transport, options.nixl_backend), options.listen, options.peer, Console())
+
+
+def _router_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What is asked of the router, by the names of its settings."""
+    names = ["policy", "order", "max_queue", "ttft_slo_s"]
+    names += [f"{stage}_{kind}" for stage in Role for kind in ("policy", "order")]
+    return _given({"ttl_s": options.ttl, **{name: getattr(options, name) for name in names}})
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -158,7 +158,8 @@ class InstanceInfo:
         limits: numbers that the router may check early: `max_model_len` in tokens; of an encoder, `pool_bytes` of
             its embedding pool, `page_bytes` of the pool's pages, and `max_item_bytes` of the largest embedding as
             the encoder makes it: the first ones are offered so under a codec too; `resume` is 1 where generation
-            may go on from tokens of other instances.
+            may go on from tokens of other instances; of one that prefills or decodes, `max_num_seqs`, the
+            sequences that it runs at once, and `kv_tokens`, the tokens that its KV cache holds.
         agents: addresses of the transfer agents that offer its embeddings, by data-parallel rank; peers learn them
             from the router alone.
         kv: the KV connector, `nixl` or `epd`, of an instance that only prefills or only decodes; empty otherwise.

@@ -28,7 +28,7 @@ ITEM_BYTES = 256 * 1024
 POOL_ITEMS = 4
 POOL_BYTES = POOL_ITEMS * ITEM_BYTES
 LOAD = 40
-WAITING_HERE = "vllm_epd_router_encode_waiting"
+WAITING_HERE = "vllm_epd_router_waiting"
 SOURCES = "vllm_epd_router_embeddings_total"
 SLOWER = 1.4
 """How much longer a load may take through a small pool: nothing is encoded twice, and the rest is noise."""

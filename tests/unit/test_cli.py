@@ -30,6 +30,8 @@ STAND_IN = Path(__file__).parent / "launch/programs/vllm_main.py"
         (["up", "m", "--gpus", "x"], "gpus: expected auto, none or a list of numbers, got 'x'"),
         (["up", "m", "--gpus", "0", "--port", "0"], "this topology needs 3 GPUs (E0 1, P0 1, D0 1), and there are 1"),
         (["route", "--ttl", "-1"], "heartbeat_s must be positive"),
+        (["route", "--max-queue", "0"], "max_queue must be at least 1, got 0"),
+        (["route", "--ttft-slo", "0"], "ttft_slo_s must be positive, got 0.0"),
         (["route", "--", "x"], "route takes no arguments after --"),
     ],
 )
@@ -42,7 +44,15 @@ def test_mistake_is_named_and_gives_exit_code_2(arguments, message, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["down"], ["up", "a", "b"], ["up", "--port", "x"], ["route", "--policy", "x"]]
+    "arguments",
+    [
+        [],
+        ["down"],
+        ["up", "a", "b"],
+        ["up", "--port", "x"],
+        ["route", "--policy", "x"],
+        ["route", "--encode-order", "x"],
+    ],
 )
 def test_wrong_usage_is_left_to_argparse(arguments, capsys):
     with pytest.raises(SystemExit) as end:

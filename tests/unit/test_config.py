@@ -159,9 +159,9 @@ def test_topology_is_read(yaml):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("router: {polity: x}", "unknown setting router.polity; known: policy, ttl_s"),
-        ("router: {ttl_s: soon}", "router: expected a mapping with policy (text) and ttl_s (a number), got {'ttl_s'"),
-        ("router: 5", "router: expected a mapping with"),
+        ("router: {polity: x}", "unknown setting router.polity; known: policy, encode_policy, prefill_policy"),
+        ("router: {ttl_s: soon}", "router: expected a mapping such as {policy: least_loaded, ttl_s: 6}, got {'ttl_s'"),
+        ("router: 5", "router: expected a mapping such as"),
         ("roles: {E: --seed 1}", "roles: expected a mapping from roles to lists of arguments, got {'E': '--seed 1'}"),
         ("roles: {X: [a]}", "'X' is neither 'all' nor a role"),
         ("env: {encoder: {A: 1}}", "'encoder' is neither 'all' nor a role"),

@@ -3,6 +3,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 
 from vllm_epd.launch.config import RouterOptions
 from vllm_epd.launch.plan import INSTANCE_HOST, InstanceSpec
@@ -23,10 +24,9 @@ def base_url(host: str, port: int) -> str:
 def router_command(host: str, port: int, options: RouterOptions) -> list[str]:
     """`vllm-epd route`."""
     command = [*PYTHON, "vllm_epd.cli", "route", "--host", host, "--port", str(port)]
-    if options.policy is not None:
-        command += ["--policy", options.policy]
-    if options.ttl_s is not None:
-        command += ["--ttl", str(options.ttl_s)]
+    for each in fields(options):
+        if (value := getattr(options, each.name)) is not None:
+            command += ["--" + each.name.removesuffix("_s").replace("_", "-"), str(value)]
     return command
 
 

@@ -34,6 +34,15 @@ class RouterOptions:
     """What a topology says about its router; None leaves the router's own default."""
 
     policy: str | None = setting(None, "How to choose among instances of one role.")
+    encode_policy: str | None = setting(None, "The same among those that encode.")
+    prefill_policy: str | None = setting(None, "The same among those that prefill.")
+    decode_policy: str | None = setting(None, "The same among those that decode.")
+    order: str | None = setting(None, "Who of those that wait is next.")
+    encode_order: str | None = setting(None, "The same for those that wait to be encoded.")
+    prefill_order: str | None = setting(None, "The same for those that wait to be prefilled.")
+    decode_order: str | None = setting(None, "The same for those that wait to be decoded.")
+    max_queue: int | None = setting(None, "Most requests that wait for each stage.")
+    ttft_slo_s: float | None = setting(None, "Seconds within which a first token should come.")
     ttl_s: float | None = setting(None, "Seconds after which a silent instance is dropped.")
 
 
@@ -56,7 +65,7 @@ class LaunchConfig:
         dict, "Environment variables by role.", expects="a mapping from roles to mappings of variables"
     )
     router: RouterOptions = setting(
-        RouterOptions, "How the router works.", expects="a mapping with policy (text) and ttl_s (a number)"
+        RouterOptions, "How the router works.", expects="a mapping such as {policy: least_loaded, ttl_s: 6}"
     )
     log_dir: str | None = setting(None, "Folder for the logs, by default a new one for each start.")
     startup_timeout_s: float = setting(600.0, "Seconds that one instance may take to become ready.")

@@ -28,7 +28,7 @@ from vllm_epd.types import TOKEN_ENV, Fingerprint, InstanceInfo
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.datastructures import State
-    from vllm.config import KVTransferConfig
+    from vllm.config import KVTransferConfig, VllmConfig
     from vllm.engine.protocol import EngineClient
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ class AdminPlugin:
         self._limits = {"max_model_len": int(engine_client.model_config.max_model_len)}
         if self._instance.roles.language_model:
             self._limits["resume"] = int(may_resume(config, state.openai_serving_chat, args))
+            self._limits |= engine_limits(config)
         if self._instance.roles.encode:
             item_bytes = self._limits["max_model_len"] * embedding_row_bytes(config.model_config)
             self._limits |= {
@@ -260,6 +261,15 @@ def _decoded(body: bytes, kind: type[Any]) -> Any:
         return msgspec.json.decode(body, type=kind)
     except msgspec.DecodeError as error:
         raise HTTPException(400, str(error)) from error
+
+
+def engine_limits(config: "VllmConfig") -> dict[str, int]:
+    """What all engines of the instance together run at once, and how many tokens their KV caches hold."""
+    engines = config.parallel_config.data_parallel_size
+    limits = {"max_num_seqs": engines * int(config.scheduler_config.max_num_seqs)}
+    if tokens := config.cache_config.kv_cache_size_tokens:
+        limits["kv_tokens"] = engines * int(tokens)
+    return limits
 
 
 def _public_url(instance: Instance, args: Namespace) -> str:

@@ -5,6 +5,7 @@ from aiohttp import web
 
 from vllm_epd.errors import BadRequestError, RequestError
 from vllm_epd.router.context import RequestContext
+from vllm_epd.router.deadlines import read_deadline
 from vllm_epd.router.keys import PIPELINE, REQUEST_ID, SERVICES
 from vllm_epd.router.pipeline import log_failure
 from vllm_epd.router.requests import Api, parse_request
@@ -27,13 +28,16 @@ async def completions(request: web.Request) -> web.StreamResponse:
 async def _generate(request: web.Request, api: Api) -> web.StreamResponse:
     if request.content_type != "application/json":
         raise BadRequestError("Unsupported Media Type: Only 'application/json' is allowed")
+    services = request.app[SERVICES]
+    deadline = read_deadline(request.headers, services.scheduling.clock(), services.config.ttft_slo_s)
     sink = ClientSink(request)
     ctx = RequestContext(
-        services=request.app[SERVICES],
+        services=services,
         request=parse_request(api, await _read(request)),
         request_id=REQUEST_ID.get(),
         headers={name: request.headers[name] for name in PASSED_ON if name in request.headers},
         sink=sink,
+        deadline=deadline,
     )
     try:
         await request.app[PIPELINE].run(ctx)

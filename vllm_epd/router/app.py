@@ -10,7 +10,7 @@ from aiohttp import web
 from vllm_epd.router import api_routes, middleware, registry_routes, status_routes
 from vllm_epd.router.client import InstanceClient
 from vllm_epd.router.config import RouterConfig
-from vllm_epd.router.context import Chooser, Services
+from vllm_epd.router.context import Services
 from vllm_epd.router.encoders import Encoders
 from vllm_epd.router.instances import InstanceRegistry
 from vllm_epd.router.keys import PEERS, PIPELINE, SERVICES
@@ -18,10 +18,11 @@ from vllm_epd.router.leases import LeaseClient
 from vllm_epd.router.metrics import Metrics
 from vllm_epd.router.offers import KvClient
 from vllm_epd.router.peers import PeerTable
-from vllm_epd.router.policies import policy_named
 from vllm_epd.router.recovery import Recovery
+from vllm_epd.router.scheduling import Scheduling
 from vllm_epd.router.server import run_until_signal
 from vllm_epd.router.steps import build_pipeline
+from vllm_epd.types import Role
 
 #: How often silent instances are looked for on behalf of those who wait for a change.
 _SWEEP_S = 1.0
@@ -35,19 +36,21 @@ def create_app(config: RouterConfig, clock: Callable[[], float] = time.monotonic
     app = web.Application(client_max_size=config.max_body_bytes, middlewares=middleware.CHAIN)
     registry = InstanceRegistry(clock, config.ttl_s)
     client = InstanceClient(config.timeouts)
+    metrics = Metrics()
+    scheduling = Scheduling.of(config, metrics, clock)
     app[SERVICES] = Services(
         config=config,
         registry=registry,
         client=client,
-        chooser=Chooser(policy_named(config.policy)),
-        metrics=Metrics(),
-        encoders=Encoders(LeaseClient(client, config), config.reuse_entries),
+        scheduling=scheduling,
+        metrics=metrics,
+        encoders=Encoders(LeaseClient(client, config), config.reuse_entries, scheduling.queues[Role.ENCODE]),
         kv=KvClient(client, config),
         recovery=Recovery(config.retries, config.recovery_bytes, clock),
     )
     app[PEERS] = PeerTable(registry)
     app[PIPELINE] = build_pipeline()
-    registry.watch(app[SERVICES].encoders.queue.wake_all)
+    scheduling.watch(registry)
     registry.watch(lambda: app[SERVICES].recovery.pairs.keep(registry.listed().__contains__))
     for routes in (api_routes.ROUTES, registry_routes.ROUTES, status_routes.ROUTES):
         app.add_routes(routes)

@@ -18,8 +18,8 @@ from vllm_epd.types import Role
 # be taken for a new request, which could not be told from a request that got lost.
 _KEEP_ALIVE_S = 2.0
 _SHOWN = 300
-#: Statuses of an instance that is overloaded, ends, or does not answer in time.
-_UNWELL = frozenset({503, 504})
+#: Statuses of an instance that is overloaded or ends; one that is too slow may have been given too little time.
+_UNWELL = frozenset({503})
 
 
 class InstanceAnswer:

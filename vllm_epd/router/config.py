@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from vllm_epd.errors import ConfigError
-from vllm_epd.router.policies import policy_named
+from vllm_epd.router.ordering import order_named
+from vllm_epd.router.policies import DEFAULTS, policy_named
 from vllm_epd.types import TOKEN_ENV, Role
 
 
@@ -54,7 +55,13 @@ class RouterConfig:
         port: port to listen on; 0 takes a free one.
         ttl_s: an instance that has not been heard of for so long is dropped.
         heartbeat_s: how often instances are told to report.
-        policy: how to choose among instances, a name of `policies.POLICIES`.
+        policy: how to choose among instances in all stages, a name of `policies.POLICIES`; None takes each stage's
+            default.
+        encode_policy: the same for encode instances alone; so for `prefill_policy` and `decode_policy`.
+        order: who of those that wait for a stage is next, a name of `ordering.ORDERS`.
+        encode_order: the same for those that wait for encode instances; so for `prefill_order` and `decode_order`.
+        max_queue: how many requests may wait for each stage; further ones are refused with 429.
+        ttft_slo_s: within which time the first token should come, for requests that say nothing about it.
         max_body_bytes: larger request bodies are refused with 413.
         fan_out: how many media parts, or pairs of P and D, of one client request are served at once.
         max_choices: most pairs of P and D for one client request (prompts times n).
@@ -72,7 +79,16 @@ class RouterConfig:
     port: int = 8000
     ttl_s: float = 6.0
     heartbeat_s: float = 2.0
-    policy: str = "least_outstanding"
+    policy: str | None = None
+    encode_policy: str | None = None
+    prefill_policy: str | None = None
+    decode_policy: str | None = None
+    order: str = "fcfs"
+    encode_order: str | None = None
+    prefill_order: str | None = None
+    decode_order: str | None = None
+    max_queue: int = 1024
+    ttft_slo_s: float | None = None
     max_body_bytes: int = 512 * 2**20
     fan_out: int = 64
     max_choices: int = 1024
@@ -84,17 +100,31 @@ class RouterConfig:
     token: str | None = field(default_factory=lambda: os.environ.get(TOKEN_ENV) or None, repr=False)
 
     def __post_init__(self) -> None:
-        policy_named(self.policy)
+        for role in Role:
+            policy_named(self.policy_of(role))
+            order_named(self.order_of(role))
+        if self.ttft_slo_s is not None and not self.ttft_slo_s > 0:
+            raise ConfigError(f"ttft_slo_s must be positive, got {self.ttft_slo_s}")
         if not 0 < self.heartbeat_s < self.ttl_s:
             raise ConfigError(f"heartbeat_s must be positive and below ttl_s, got {self.heartbeat_s} and {self.ttl_s}")
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"port must be between 0 and 65535, got {self.port}")
-        for name in ("max_body_bytes", "fan_out", "max_choices", "reuse_entries"):
+        for name in ("max_body_bytes", "fan_out", "max_choices", "reuse_entries", "max_queue"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("grace_s", "retries", "recovery_bytes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    def policy_of(self, stage: Role) -> str:
+        """The name of the policy by which instances of a stage are chosen."""
+        own: str | None = getattr(self, f"{stage}_policy")
+        return own or self.policy or DEFAULTS[stage]
+
+    def order_of(self, stage: Role) -> str:
+        """The name of the order in which requests wait for a stage."""
+        own: str | None = getattr(self, f"{stage}_order")
+        return own or self.order
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any]) -> Self:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the steps of one request share."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -9,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router.client import InstanceClient
 from vllm_epd.router.config import RouterConfig
+from vllm_epd.router.deadlines import Deadline
+from vllm_epd.router.demand import Demand
 from vllm_epd.router.encoders import Encoders
 from vllm_epd.router.failures import UnreachableError
 from vllm_epd.router.first_token import RESUME
@@ -20,26 +21,12 @@ from vllm_epd.router.metrics import Metrics
 from vllm_epd.router.offers import KvClient, Offer
 from vllm_epd.router.opening import Opening
 from vllm_epd.router.plan import Route, peers, serving
-from vllm_epd.router.policies import Policy
 from vllm_epd.router.recovery import Recovery
 from vllm_epd.router.requests import Branch, ClientRequest, without_media
+from vllm_epd.router.scheduling import Scheduling
 from vllm_epd.router.sinks import Sink
 from vllm_epd.router.transcript import Transcript
 from vllm_epd.types import Role
-
-
-class Chooser:
-    """Applies a policy to instances and counts its turns, stage by stage."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self._turns: Counter[Role] = Counter()
-
-    def pick(self, stage: Role, candidates: Sequence[Instance]) -> Instance:
-        """Choose one of at least one candidate; count it as busy before anything else is awaited."""
-        turn = self._turns[stage]
-        self._turns[stage] += 1
-        return candidates[self._policy([each.outstanding for each in candidates], turn)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +36,7 @@ class Services:
     config: RouterConfig
     registry: InstanceRegistry
     client: InstanceClient
-    chooser: Chooser
+    scheduling: Scheduling
     metrics: Metrics
     encoders: Encoders
     kv: KvClient
@@ -67,6 +54,8 @@ class RequestContext:
         headers: headers of the client that instances get too.
         sink: where the answer goes.
         branch: which prompt and choice this is about.
+        deadline: when it came, and until when it is wanted.
+        demand: what it is estimated at; measured while its media is at hand.
         route: the way, once planned.
         items: the encoded media, by their place among the media parts.
         leases: what keeps their embeddings until they are prefilled.
@@ -87,6 +76,8 @@ class RequestContext:
     headers: Mapping[str, str]
     sink: Sink
     branch: Branch = field(default_factory=Branch)
+    deadline: Deadline = field(default_factory=Deadline)
+    demand: Demand = field(default_factory=Demand)
     route: Route | None = None
     items: dict[int, EncodedItem] = field(default_factory=dict)
     leases: Leases = field(default_factory=Leases)
@@ -179,20 +170,21 @@ class RequestContext:
         """The instances that may serve a stage of the planned way."""
         return peers(self.serving(), self.planned, stage)
 
-    def pick(self, stage: Role) -> Instance:
-        """Choose an instance for a stage of the planned way."""
-        return self.choose(stage, self.peers(stage))
-
-    def choose(self, stage: Role, candidates: Sequence[Instance]) -> Instance:
-        """Choose one of some instances, of those that work well if there are any."""
-        return self.services.chooser.pick(stage, self._well(stage, candidates))
-
-    def _well(self, stage: Role, candidates: Sequence[Instance]) -> Sequence[Instance]:
+    def well(self, stage: Role, candidates: Sequence[Instance]) -> Sequence[Instance]:
+        """Those of some instances that work well, if there are any; otherwise all of them."""
         well = [each for each in candidates if each.breaker.allows]
         if stage is Role.DECODE and self.planned.splits:
             allows = self.services.recovery.pairs.allows
             well = [each for each in well if allows(self.planned.prefill, each)]
         return [each for each in well if each not in self.failed] or well or candidates
+
+    def time_for(self, stage: Role) -> float:
+        """How long a call to an instance may take.
+
+        Raises:
+            TooLateError: the request's own time is over.
+        """
+        return self.deadline.left_s(self.services.scheduling.clock(), self.services.config.timeouts.of(stage))
 
     def headers_for(self, suffix: str = "") -> dict[str, str]:
         """The headers of one call to an instance."""

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from vllm_epd.router.admission import AdmissionQueue
+from vllm_epd.router.admission import StageQueue
 from vllm_epd.router.holds import Hold
 from vllm_epd.router.instances import Instance
 from vllm_epd.router.leases import LeaseClient
 from vllm_epd.router.placement import Choose, Need, Place, place
 from vllm_epd.router.pools import Sizes, kept, occupied
+from vllm_epd.router.prefixes import Name
 from vllm_epd.router.reuse import Directory
 
 
@@ -24,12 +25,16 @@ class Part:
         digest: names its embedding; None if it must be encoded for each request.
         hold: its room, once admitted.
         leads: it is encoded for this request, and others with the same digest wait for that.
+        cost: what encoding it is estimated at, in tokens.
+        names: by what instances that have had it are known; empty if nobody asks.
         work: counts the instance that encodes it as busy.
         closed: set when it is over, however it ended.
     """
 
     places: list[int]
     digest: str | None
+    cost: float = 0.0
+    names: Sequence[Name] = ()
     hold: Hold | None = None
     leads: bool = False
     work: ExitStack = field(default_factory=ExitStack)
@@ -45,7 +50,7 @@ class Part:
     def work_at(self, instance: Instance, nbytes: int) -> None:
         """Have it encoded by `instance`, and move its room there."""
         self.work.close()
-        self.work.enter_context(instance.busy())
+        self.work.enter_context(instance.busy(self.cost))
         if self.room.instance is not instance:
             self.room.move(instance, self.room.slot, nbytes)
 
@@ -65,10 +70,10 @@ class Encoders:
         leaders: the parts that are being encoded, by digest.
     """
 
-    def __init__(self, leases: LeaseClient, reuse_entries: int) -> None:
+    def __init__(self, leases: LeaseClient, reuse_entries: int, queue: StageQueue) -> None:
         self.directory = Directory(reuse_entries)
         self.sizes = Sizes()
-        self.queue = AdmissionQueue()
+        self.queue = queue
         self.leases = leases
         self.leaders: dict[str, Part] = {}
 
@@ -104,7 +109,7 @@ class Encoders:
 
     def _need(self, part: Part, present: Sequence[Instance]) -> Need:
         if part.digest is None:
-            return Need(slot=part)
+            return Need(slot=part, cost=part.cost, names=part.names)
         there = None
         if known := self.directory.find(part.digest, present.__contains__):
             info = known.holder.info
@@ -112,4 +117,4 @@ class Encoders:
             there = Place(known.holder, kept(known.lease.key), nbytes)
         elif leader := self.leaders.get(part.digest):
             there = Place(leader.room.instance, leader.room.slot, leader.room.nbytes)
-        return Need(("encode", part.digest), there)
+        return Need(("encode", part.digest), there, part.cost, part.names)

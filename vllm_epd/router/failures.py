@@ -30,6 +30,20 @@ class UnauthorizedError(RequestError):
     error_type = "AuthenticationError"
 
 
+class QueueFullError(RequestError):
+    """429: as many requests wait for a stage as may."""
+
+    status = 429
+    error_type = "TooManyRequestsError"
+
+
+class TooLateError(RequestError):
+    """503: the request's own time limit is over, or would be before it is served."""
+
+    status = 503
+    error_type = "ServiceUnavailableError"
+
+
 class UnreachableError(UpstreamError):
     """No connection to an instance: nothing was sent, so another instance may be tried.
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from vllm_epd.router.breaker import Breaker
+from vllm_epd.router.capacity import Seated
 from vllm_epd.router.pools import Ledger
 from vllm_epd.types import InstanceInfo, RoleSet
 
@@ -22,6 +23,8 @@ class Instance:
         info: what it said of itself, brought up to date by its heartbeats.
         seen: when it was last heard of.
         outstanding: calls that it has not answered yet.
+        work: what these are estimated at, in tokens.
+        seated: what requests have of its engine.
         suspended: a connection was refused; it is left alone until its next heartbeat.
         pool: what requests hold of its embedding pool.
         breaker: open where calls to it have failed lately.
@@ -31,6 +34,8 @@ class Instance:
     info: InstanceInfo
     seen: float
     outstanding: int = 0
+    work: float = 0.0
+    seated: Seated = field(default_factory=Seated)
     suspended: bool = False
     pool: Ledger = field(default_factory=Ledger)
     breaker: Breaker = field(default_factory=lambda: Breaker(time.monotonic))
@@ -43,13 +48,16 @@ class Instance:
         return self.info.instance_id
 
     @contextmanager
-    def busy(self) -> Iterator[None]:
-        """Count one piece of work for the length of a `with` block."""
+    def busy(self, work: float = 0.0) -> Iterator[None]:
+        """Count one call of so much work, in tokens, for the length of a `with` block."""
         self.outstanding += 1
+        self.work += work
         try:
             yield
         finally:
             self.outstanding -= 1
+            # Sums of floats do not end at 0 by themselves, and what is left over would make equals unequal.
+            self.work = self.work - work if self.outstanding else 0.0
 
     @contextmanager
     def awaited(self, on_gone: Callable[[], None]) -> Iterator[None]:

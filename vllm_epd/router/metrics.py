@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the router counts, for Prometheus."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -57,9 +57,14 @@ class Metrics:
             ["stage"],
             registry=self._collected,
         )
-        self._encode_waiting = Gauge(
-            f"{_PREFIX}encode_waiting",
-            "Requests that wait for room in the pools of encode instances.",
+        self._waiting = Gauge(
+            f"{_PREFIX}waiting", "Requests that wait for room at a stage.", ["stage"], registry=self._collected
+        )
+        self._waited = Histogram(
+            f"{_PREFIX}waited_seconds",
+            "Time that requests waited for room at a stage, those included that did not have to.",
+            ["stage"],
+            buckets=_BUCKETS,
             registry=self._collected,
         )
         self._pool_held = Gauge(
@@ -95,6 +100,10 @@ class Metrics:
         """Count a request that starts over after a stage failed."""
         self._retries.labels(stage).inc()
 
+    def waited(self, stage: Role, seconds: float) -> None:
+        """Count a request that has got a place at a stage."""
+        self._waited.labels(stage.value).observe(seconds)
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measure a `with` block as time spent in a stage."""
@@ -104,12 +113,13 @@ class Metrics:
         finally:
             self._stages.labels(name).observe(perf_counter() - start)
 
-    def render(self, available: Iterable[Instance], encode_waiting: int) -> bytes:
+    def render(self, available: Iterable[Instance], waiting: Mapping[Role, int]) -> bytes:
         """All numbers in Prometheus' text format, those of other parts of the router as they are now."""
         present = list(available)
         for role in Role:
             self._instances.labels(role.value).set(sum(role in each.info.roles for each in present))
-        self._encode_waiting.set(encode_waiting)
+        for stage, count in waiting.items():
+            self._waiting.labels(stage.value).set(count)
         self._outstanding.clear()
         self._pool_held.clear()
         for each in present:

@@ -9,6 +9,7 @@ from vllm_epd.router.calls import AdminCalls
 from vllm_epd.router.client import InstanceClient
 from vllm_epd.router.config import RouterConfig
 from vllm_epd.router.instances import Instance
+from vllm_epd.router.seats import Seat
 from vllm_epd.types import Role, kv_epoch
 
 _EXPECT = "/epd/kv/expect"
@@ -24,21 +25,26 @@ class Offer:
     Attributes:
         transfer: name of the offer.
         prefill: the instance that offers it.
-        decoder: the instance that is to have it.
+        seat: the place of the request at the instance that is to have it.
         taken: a decode instance has the request, and gives back what P keeps for it.
     """
 
-    def __init__(self, calls: Mapping[Role, AdminCalls], prefill: Instance, decoder: Instance) -> None:
+    def __init__(self, calls: Mapping[Role, AdminCalls], prefill: Instance, seat: Seat) -> None:
         self.transfer = secrets.token_hex(16)
         self.prefill = prefill
-        self.decoder = decoder
+        self.seat = seat
         self.taken = False
         self._calls = calls
         self._closed = False
         self._told: asyncio.Task[None] | None = None
         if len(prefill.info.kv_agents) == prefill.info.kv_shards:
             hint = {"transfer": self.transfer, "epoch": kv_epoch(prefill.info.epoch), "rank": 0}
-            self._told = calls[Role.DECODE].tell(decoder, _EXPECT, hint)
+            self._told = calls[Role.DECODE].tell(self.decoder, _EXPECT, hint)
+
+    @property
+    def decoder(self) -> Instance:
+        """The instance that is to have it."""
+        return self.seat.instance
 
     def close(self) -> None:
         """D needs nothing of it any more; once, however often it is called.
@@ -54,6 +60,7 @@ class Offer:
 
     def pass_over(self) -> None:
         """The decoder that was to have it expects it no more: another one gets it, or none."""
+        self.seat.end()
         told, self._told = self._told, None
         if told is not None:
             self._calls[Role.DECODE].tell(self.decoder, _FORGET, {"transfer": self.transfer}, after=told)
@@ -65,9 +72,9 @@ class KvClient:
     def __init__(self, client: InstanceClient, config: RouterConfig) -> None:
         self._calls = {role: AdminCalls(role, client, config) for role in (Role.PREFILL, Role.DECODE)}
 
-    def offer(self, prefill: Instance, decoder: Instance) -> Offer:
-        """A new offer, of which `decoder` learns at once."""
-        return Offer(self._calls, prefill, decoder)
+    def offer(self, prefill: Instance, seat: Seat) -> Offer:
+        """A new offer, of which the instance of the seat learns at once; the seat ends with the offer."""
+        return Offer(self._calls, prefill, seat)
 
     async def close(self) -> None:
         """Tell what is still to be told, and nothing after that."""

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from vllm_epd.router.instances import Instance
 from vllm_epd.router.pools import Slot
+from vllm_epd.router.prefixes import Name
 
-#: Chooses one of at least one instance.
-Choose = Callable[[Sequence[Instance]], Instance]
 #: Bytes of an embedding that the instance is to make.
 Estimate = Callable[[Instance], int]
 
@@ -30,10 +29,18 @@ class Need:
     Attributes:
         slot: where its embedding is to be made.
         there: where it is or is being made already.
+        cost: what making it is estimated at, in tokens.
+        names: by what instances that have had the part before are known.
     """
 
     slot: Slot
     there: Place | None = None
+    cost: float = 0.0
+    names: Sequence[Name] = ()
+
+
+#: Chooses one of at least one instance.
+Choose = Callable[[Sequence[Instance], Need], Instance]
 
 
 def place(
@@ -41,7 +48,8 @@ def place(
 ) -> list[Place] | None:
     """A place for each need, all at once; None if there is no room for one of them.
 
-    What has no room any more where it is will be made elsewhere. Where nothing is in use, a request has room
+    What has no room any more where it is will be made elsewhere. What is to be made is shared out by its cost, the
+    most expensive first, so that the instances end at nearly the same time. Where nothing is in use, a request has room
     whatever its size: it will never find more.
     """
     empty = not any(each.pool.used for each in encoders)
@@ -51,16 +59,14 @@ def place(
             if (there := need.there) and has_room(there.instance, there.slot, there.nbytes):
                 tentative.enter_context(there.instance.pool.held(there.slot, there.nbytes))
                 placed[need] = there
-        for need in needs:
-            if need in placed:
-                continue
+        for need in sorted((each for each in needs if each not in placed), key=lambda each: -each.cost):
             roomy = [each for each in encoders if has_room(each, need.slot, estimate(each))]
             if not roomy and not empty:
                 return None
-            instance = choose(roomy or encoders)
+            instance = choose(roomy or encoders, need)
             placed[need] = Place(instance, need.slot, estimate(instance))
             tentative.enter_context(instance.pool.held(need.slot, estimate(instance)))
-            tentative.enter_context(instance.busy())
+            tentative.enter_context(instance.busy(need.cost))
         return [placed[need] for need in needs]
 
 

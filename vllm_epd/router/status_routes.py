@@ -57,7 +57,8 @@ async def show_version(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     """GET /metrics, for Prometheus."""
     services = request.app[SERVICES]
-    text = services.metrics.render(_available(request), services.encoders.queue.waiting)
+    waiting = {stage: queue.waiting for stage, queue in services.scheduling.queues.items()}
+    text = services.metrics.render(_available(request), waiting)
     return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 

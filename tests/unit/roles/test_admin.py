@@ -108,7 +108,13 @@ async def served(
     parallel = SimpleNamespace(data_parallel_size=1, tensor_parallel_size=tp_size)
     model = SimpleNamespace(max_model_len=100)
     engine = SimpleNamespace(
-        vllm_config=SimpleNamespace(parallel_config=parallel, model_config=model), model_config=model
+        vllm_config=SimpleNamespace(
+            parallel_config=parallel,
+            model_config=model,
+            scheduler_config=SimpleNamespace(max_num_seqs=8),
+            cache_config=SimpleNamespace(kv_cache_size_tokens=1000),
+        ),
+        model_config=model,
     )
     models = SimpleNamespace(
         base_model_paths=[SimpleNamespace(name="base")],
@@ -268,6 +274,25 @@ async def test_the_metrics_have_a_sample_for_each_rank_that_answers(
         'vllm_epd:embedding_pool_items{engine="0",model_name="base",rank="0"} 1.0',
         'vllm_epd:embedding_pool_items{engine="0",model_name="base",rank="1"} 0.0',
     ]
+
+
+@pytest.mark.parametrize("role", ["prefill", "prefill+decode", "encode+decode"])
+async def test_an_instance_with_a_language_model_says_how_much_it_takes_at_once(served: Served, role: str) -> None:
+    limits = (await served.client.get("/epd/info")).json()["limits"]
+    assert (limits["max_num_seqs"], limits["kv_tokens"]) == (8, 1000)
+
+
+@pytest.mark.parametrize(
+    ("engines", "tokens", "limits"),
+    [(1, None, {"max_num_seqs": 8}), (3, 500, {"max_num_seqs": 24, "kv_tokens": 1500})],
+)
+def test_the_bounds_are_those_of_all_engines(engines: int, tokens: int | None, limits: dict[str, int]) -> None:
+    config: Any = SimpleNamespace(
+        parallel_config=SimpleNamespace(data_parallel_size=engines),
+        scheduler_config=SimpleNamespace(max_num_seqs=8),
+        cache_config=SimpleNamespace(kv_cache_size_tokens=tokens),
+    )
+    assert admin.engine_limits(config) == limits
 
 
 async def test_the_agents_are_told_which_kv_caches_come(served: Served, kv_agents: KvAgents) -> None:

@@ -3,12 +3,15 @@
 
 import asyncio
 import dataclasses
+import random
 
 import pytest
 
 from tests.fakes.instance import FINGERPRINT
 from vllm_epd.errors import NoInstanceError
-from vllm_epd.router.admission import AdmissionQueue
+from vllm_epd.router.admission import StageQueue
+from vllm_epd.router.failures import QueueFullError, TooLateError
+from vllm_epd.router.ordering import Ticket, fcfs, sjf, slack
 
 OTHER = dataclasses.replace(FINGERPRINT, weights="w1")
 
@@ -16,10 +19,12 @@ OTHER = dataclasses.replace(FINGERPRINT, weights="w1")
 class Room:
     """So many places, and who took one."""
 
-    def __init__(self, places=0):
+    def __init__(self, places=0, order=fcfs, capacity=100):
         self.places = places
         self.taken = []
-        self.queue = AdmissionQueue()
+        self.waited = []
+        self.now = 0.0
+        self.queue = StageQueue("prefill", order, capacity, lambda: self.now, self.waited.append)
 
     def attempt(self, name, size=1):
         def take():
@@ -31,8 +36,9 @@ class Room:
 
         return take
 
-    def enter(self, name, size=1, group=FINGERPRINT, timeout_s=20.0):
-        return asyncio.create_task(self.queue.enter(group, self.attempt(name, size), timeout_s))
+    def enter(self, name, size=1, group=FINGERPRINT, timeout_s=20.0, limit=None, work=1.0):
+        ticket, until = Ticket(self.now, work), self.now + timeout_s
+        return asyncio.create_task(self.queue.enter(group, ticket, self.attempt(name, size), until, limit))
 
     async def free(self, places):
         self.places += places
@@ -111,9 +117,9 @@ async def test_who_leaves_when_it_is_its_turn_passes_it_on():
 async def test_who_waits_too_long_is_told_so():
     room = Room()
     task = room.enter("a", timeout_s=0.05)
-    with pytest.raises(NoInstanceError, match="pools of the encode instances have been full") as caught:
+    with pytest.raises(TimeoutError):
         await task
-    assert (caught.value.retry_after_s, room.queue.waiting) == (1, 0)
+    assert room.queue.waiting == 0
 
 
 async def test_an_attempt_that_fails_fails_its_own_request():
@@ -124,7 +130,7 @@ async def test_an_attempt_that_fails_fails_its_own_request():
             raise NoInstanceError("no encoder")
         return False
 
-    failing = asyncio.create_task(room.queue.enter(FINGERPRINT, fail, 20.0))
+    failing = asyncio.create_task(room.queue.enter(FINGERPRINT, Ticket(0.0), fail, 20.0))
     await asyncio.sleep(0)
     task = room.enter("a")
     await waiting(room, 2)
@@ -132,3 +138,118 @@ async def test_an_attempt_that_fails_fails_its_own_request():
     with pytest.raises(NoInstanceError, match="no encoder"):
         await failing
     await task
+
+
+async def test_the_order_decides_who_is_next():
+    room = Room(order=sjf)
+    tasks = [room.enter(str(work), work=work) for work in (30, 10, 20)]
+    await waiting(room, 3)
+    for _ in tasks:
+        await room.free(1)
+    assert room.taken == ["10", "20", "30"]
+    await asyncio.gather(*tasks)
+
+
+async def test_who_comes_to_the_front_tries_at_once():
+    room = Room(1, order=sjf)
+    large = room.enter("large", size=2, work=30)
+    await waiting(room, 1)
+    await asyncio.wait_for(room.enter("small", work=10), 5)
+    assert room.taken == ["small"]
+    await room.free(2)
+    await large
+
+
+async def test_more_than_may_wait_are_refused_with_the_time_that_the_others_take():
+    room = Room(capacity=2)
+    tasks = [room.enter("a"), room.enter("b"), room.enter("c", timeout_s=0.01)]
+    with pytest.raises(QueueFullError, match="2 requests wait for prefill, and no more may") as caught:
+        await tasks.pop()
+    assert (caught.value.status, caught.value.retry_after_s) == (429, 1)
+    room.now = 7.0
+    await room.free(1)  # one in seven seconds
+    tasks += [room.enter("c")]
+    await waiting(room, 2)
+    with pytest.raises(QueueFullError) as caught:
+        await room.enter("d")
+    assert caught.value.retry_after_s == 14
+    await room.free(2)
+    await asyncio.gather(*tasks)
+
+
+async def test_who_cannot_be_in_time_is_refused_before_it_waits():
+    room = Room()
+    tasks = [room.enter(name) for name in "abcd"]
+    await waiting(room, 4)
+    room.now = 5.0
+    await room.free(1)  # one in five seconds, so the other three take fifteen
+    with pytest.raises(TooLateError, match="about 15.0 s to wait") as caught:
+        await room.enter("late", limit=19.0)
+    assert (caught.value.status, caught.value.retry_after_s) == (503, 15)
+    with pytest.raises(TooLateError):
+        room.queue.check(FINGERPRINT, Ticket(room.now, service_s=2.0), limit=21.0)
+    room.queue.check(FINGERPRINT, Ticket(room.now), limit=21.0)
+    room.queue.check(OTHER, Ticket(room.now), limit=5.0)  # nobody waits for these
+    await room.free(3)
+    await asyncio.gather(*tasks)
+
+
+async def test_only_those_in_front_of_a_request_make_it_late():
+    room = Room(order=sjf)
+    tasks = [room.enter("short", work=10), room.enter("long", work=1000)]
+    await waiting(room, 2)
+    room.now = 10.0
+    await room.free(1)  # ten tokens in ten seconds
+    room.queue.check(FINGERPRINT, Ticket(0.0, work=500), limit=11.0)
+    with pytest.raises(TooLateError):
+        room.queue.check(FINGERPRINT, Ticket(0.0, work=2000), limit=1000.0)
+    await room.free(1)
+    await asyncio.gather(*tasks)
+
+
+async def test_who_is_too_late_while_it_waits_leaves():
+    room = Room()
+    task = room.enter("a", limit=0.05)
+    with pytest.raises(TooLateError, match="was over before prefill could begin"):
+        await task
+    assert room.queue.waiting == 0
+
+
+async def test_how_long_requests_have_waited_is_told():
+    room = Room(1)
+    await room.enter("at once")
+    task = room.enter("later")
+    await waiting(room, 1)
+    room.now = 3.0
+    await room.free(1)
+    await task
+    assert room.waited == [0.0, 3.0]
+
+
+async def test_everyone_gets_in_once_however_many_leave():
+    room, chance = Room(order=sjf, capacity=1000), random.Random(3)
+    tasks = [room.enter(number, work=chance.random() * 100) for number in range(300)]
+    left = set()
+    for _ in range(150):
+        await room.free(1)
+        gone = chance.randrange(300)
+        if tasks[gone].cancel():
+            left.add(gone)
+    await room.free(300)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert sorted(room.taken) == sorted(set(range(300)) - left)
+    assert room.queue.waiting == 0
+
+
+async def test_the_front_is_who_is_most_urgent_now():
+    room = Room(order=slack)
+    late = asyncio.create_task(room.queue.enter(FINGERPRINT, Ticket(0.0, due=3.0), room.attempt("late"), 99.0))
+    await waiting(room, 1)
+    other = asyncio.create_task(room.queue.enter(FINGERPRINT, Ticket(0.0, due=9.0), room.attempt("in time"), 99.0))
+    await waiting(room, 2)
+    room.queue.wake(FINGERPRINT)
+    room.now = 5.0  # between the call to the one in front and its answer
+    await room.free(1)
+    assert room.taken == ["in time"]
+    await room.free(1)
+    await asyncio.gather(late, other)

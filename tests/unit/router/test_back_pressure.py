@@ -56,11 +56,11 @@ async def test_first_come_first_served(cluster):
     await encode.arrived.wait()
     names = [f"n{number}" for number in range(12)]
     asked = await _ask_in_order(cluster, names)
-    assert await cluster.metric("encode_waiting") == 12
+    assert await cluster.metric('waiting{stage="encode"}') == 12
     encode.does.hold.set()
     await asyncio.gather(first, *asked)
     assert [seen.request_id for seen in encode.seen[1:]] == [f"{name}-e0" for name in names]
-    assert await cluster.metric("encode_waiting") == 0
+    assert await cluster.metric('waiting{stage="encode"}') == 0
 
 
 @pytest.mark.parametrize("pools", [[4], [4, 2], [1], [3, 1]], ids=str)

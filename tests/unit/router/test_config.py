@@ -16,6 +16,11 @@ from vllm_epd.types import Role
         ({"timeouts": {"encode_s": 0}}, r"timeouts\.encode_s must be positive"),
         ({"port": 70000}, "port must be between"),
         ({"policy": "random"}, "unknown routing policy 'random'"),
+        ({"decode_policy": "random"}, "unknown routing policy 'random'; known: cache_aware, "),
+        ({"order": "lifo"}, "unknown queue order 'lifo'; known: fcfs, sjf, slack"),
+        ({"encode_order": "lifo"}, "unknown queue order 'lifo'"),
+        ({"max_queue": 0}, "max_queue must be at least 1"),
+        ({"ttft_slo_s": 0}, "ttft_slo_s must be positive"),
         ({"heartbeat_s": 6.0}, "heartbeat_s must be positive and below ttl_s"),
         ({"heartbeat_s": 0.0}, "heartbeat_s must be positive"),
         ({"fan_out": 0}, "fan_out must be at least 1"),
@@ -38,6 +43,14 @@ def test_a_mapping_sets_what_it_names():
 def test_each_stage_has_its_limit():
     limits = Timeouts(encode_s=1, prefill_s=2, decode_s=3)
     assert [limits.of(role) for role in Role] == [1, 2, 3]
+
+
+def test_each_stage_has_its_policy_and_order():
+    config = RouterConfig(prefill_policy="cache_aware", encode_order="sjf", order="slack")
+    assert [config.policy_of(role) for role in Role] == ["least_loaded", "cache_aware", "least_outstanding"]
+    assert [config.order_of(role) for role in Role] == ["sjf", "slack", "slack"]
+    config = RouterConfig(policy="round_robin", decode_policy="least_loaded")
+    assert [config.policy_of(role) for role in Role] == ["round_robin", "round_robin", "least_loaded"]
 
 
 def test_the_token_comes_from_the_environment_and_is_not_shown(monkeypatch):

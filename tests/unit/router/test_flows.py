@@ -146,8 +146,7 @@ async def test_several_items_go_to_the_encode_instance_with_the_least_work(clust
     one, other, _, _ = await cluster.up("E", "E", "P", "D")
     release = asyncio.Event()
     one.does.hold = other.does.hold = release
-    busy = cluster.instance(one)
-    with busy.busy(), busy.busy(), busy.busy():
+    with cluster.instance(one).busy(work=1e5):
         asked = asyncio.create_task(cluster.chat([CAT, DOG, image("bird")]))
         await soon(lambda: len(other.seen) == 3)
     assert one.seen == []

@@ -22,11 +22,11 @@ def pool_of(items, used=0):
     return instance
 
 
-def first(candidates):
+def first(candidates, names=()):
     return candidates[0]
 
 
-def least_busy(candidates):
+def least_busy(candidates, names=()):
     return min(candidates, key=lambda each: each.outstanding)
 
 

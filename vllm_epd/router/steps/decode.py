@@ -15,6 +15,7 @@ from vllm_epd.router.first_token import may_resume
 from vllm_epd.router.instances import Instance
 from vllm_epd.router.requests import decode_body
 from vllm_epd.router.sinks import ContinuedSink, NotedSink, PrecededSink, Sink
+from vllm_epd.router.steps.wait import seat_to_decode
 from vllm_epd.router.transcript import Transcript
 from vllm_epd.types import Role
 
@@ -37,14 +38,20 @@ class DecodeStep:
 
     async def run(self, ctx: RequestContext) -> None:
         """Generate, and give the answer to the sink."""
-        ctx.working = instance = _decoder(ctx) if ctx.planned.splits else ctx.planned.prefill
+        seat = await seat_to_decode(ctx)
+        ctx.working = instance = seat.instance
         ctx.hold.close()
         sink = _sink(ctx, instance)
         index = ctx.branch.index
         headers = ctx.headers_for(f"-{index}" if index else "")
-        with instance.busy(), _noted_pair(ctx, instance):
+        with seat, _noted_pair(ctx, instance):
             async with ctx.services.client.post(
-                Role.DECODE, instance, ctx.request.api.value, _body(ctx), headers
+                Role.DECODE,
+                instance,
+                ctx.request.api.value,
+                _body(ctx),
+                headers,
+                timeout_s=ctx.time_for(Role.DECODE),
             ) as answer:
                 if ctx.offer is not None:
                     ctx.offer.taken = True
@@ -56,16 +63,6 @@ class DecodeStep:
                     _note_prefilled(ctx)
                     await sink.body(whole)
         ctx.answered = True
-
-
-def _decoder(ctx: RequestContext) -> Instance:
-    """The instance that expects the KV cache if it may still be given work, another one otherwise."""
-    candidates = ctx.peers(Role.DECODE)
-    if ctx.offer is not None:
-        if ctx.offer.decoder in candidates and ctx.offer.decoder not in ctx.failed:
-            return ctx.offer.decoder
-        ctx.offer.pass_over()
-    return ctx.choose(Role.DECODE, candidates)
 
 
 def _sink(ctx: RequestContext, instance: Instance) -> Sink:

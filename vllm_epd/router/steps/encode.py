@@ -6,10 +6,13 @@ from functools import partial
 
 from vllm_epd.router import jsonio
 from vllm_epd.router.context import RequestContext
+from vllm_epd.router.demand import learn
 from vllm_epd.router.encoders import Part
 from vllm_epd.router.media import EncodedItem, MediaPart, inline_data
+from vllm_epd.router.prefixes import Name, holder, whole
 from vllm_epd.router.reuse import circumstances, digest
 from vllm_epd.router.steps.settle import settle
+from vllm_epd.router.steps.wait import pick_encoder, room_to_encode
 from vllm_epd.router.tasks import all_or_cancel
 from vllm_epd.types import Role
 
@@ -36,21 +39,27 @@ class EncodeStep:
         parts = await _distinct(ctx)
         gate = asyncio.Semaphore(config.fan_out)
         try:
-            await shared.queue.enter(ctx.planned.group, partial(_admit, ctx, parts), config.timeouts.encode_s)
-            items = await all_or_cancel(settle(ctx, part, gate) for part in parts)
+            await room_to_encode(ctx, partial(_admit, ctx, parts))
+            with ctx.services.scheduling.timed(Role.ENCODE, sum(part.cost for part in parts if part.leads)):
+                items = await all_or_cancel(settle(ctx, part, gate) for part in parts)
         except BaseException:
             ctx.leases.abandon(shared.leases.release)
             raise
         finally:
             for part in parts:
                 shared.close(part)
+        learn(items, ctx.services.scheduling.means)
         _keep(ctx, parts, items)
         ctx.forget_media()
 
 
 def _admit(ctx: RequestContext, parts: list[Part]) -> bool:
-    choose = partial(ctx.choose, Role.ENCODE)
-    return ctx.services.encoders.admit(parts, ctx.serving(), ctx.peers(Role.ENCODE), choose)
+    shared, seen = ctx.services.encoders, ctx.services.scheduling.seen_media
+    if not shared.admit(parts, ctx.serving(), ctx.peers(Role.ENCODE), partial(pick_encoder, ctx)):
+        return False
+    for part in parts:
+        seen.note(part.names, holder(part.room.instance.info))
+    return True
 
 
 def _keep(ctx: RequestContext, parts: list[Part], items: list[EncodedItem]) -> None:
@@ -67,9 +76,15 @@ async def _distinct(ctx: RequestContext) -> list[Part]:
     found: dict[str | bytes, Part] = {}
     for place, media in enumerate(ctx.request.media):
         name = await _digest(media, around)
-        part = found.setdefault(name or jsonio.encode(media.part), Part([], name))
+        part = found.setdefault(
+            name or jsonio.encode(media.part), Part([], name, ctx.demand.media[place], _names(ctx, media))
+        )
         part.places.append(place)
     return list(found.values())
+
+
+def _names(ctx: RequestContext, media: MediaPart) -> list[Name]:
+    return whole(media.part) if ctx.services.scheduling.chooser.asks_who_holds(Role.ENCODE) else []
 
 
 async def _digest(media: MediaPart, around: bytes) -> str | None:

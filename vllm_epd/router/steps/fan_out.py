@@ -20,6 +20,7 @@ from vllm_epd.router.plan import Route
 from vllm_epd.router.recovery import Step, run_steps
 from vllm_epd.router.requests import Branch
 from vllm_epd.router.sinks import CollectingSink, MergingSink, Sink
+from vllm_epd.router.steps.wait import pick_prefill
 from vllm_epd.router.tasks import all_or_cancel
 from vllm_epd.types import Role
 
@@ -94,15 +95,18 @@ class FanOutStep:
 def _prompts(ctx: RequestContext) -> Sequence[_Prompt]:
     """The first prompt goes where the route says, further ones where the policy says."""
     prompts = [_Prompt(ctx.planned)]
-    for _ in ctx.request.prompts[1:]:
-        instance = ctx.pick(Role.PREFILL)
-        ctx.hold.enter_context(instance.busy())
+    for branch in ctx.request.branches[ctx.request.n :: ctx.request.n]:
+        instance = pick_prefill(replace(ctx, branch=branch), ctx.peers(Role.PREFILL))
+        ctx.hold.enter_context(instance.busy(ctx.demand.prompt(branch.prompt)))
         prompts.append(_Prompt(replace(ctx.planned, prefill=instance)))
     return prompts
 
 
 def _take_over(child: RequestContext, prompt: _Prompt) -> None:
-    """Spare P the media that it encoded for the first choice, if it still offers all of it."""
+    """Go where the first choice went, and spare P the media that it encoded for it, if it still offers all of it."""
     first = prompt.first
-    if first is not None and all(item.handle is not None for item in first.items.values()):
+    if first is None:
+        return
+    child.route = first.route
+    if all(item.handle is not None for item in first.items.values()):
         child.items = dict(first.items)

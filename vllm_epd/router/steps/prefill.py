@@ -10,6 +10,7 @@ from vllm_epd.router.jsonio import JsonObject
 from vllm_epd.router.offers import Offer
 from vllm_epd.router.requests import EPD, prefill_body
 from vllm_epd.router.steps.open import open_answer
+from vllm_epd.router.steps.wait import seats_to_prefill
 from vllm_epd.types import Role
 
 
@@ -32,9 +33,13 @@ class PrefillStep:
     async def run(self, ctx: RequestContext) -> None:
         """Prefill; learn of the media what P encoded itself; have the answer opened if its first token is P's."""
         ctx.close_offer()
-        ctx.offer = offer = _offer(ctx) if ctx.planned.prefill.info.kv == EPD else None
+        place, decode = await seats_to_prefill(ctx)
+        ctx.offer = offer = None if decode is None else ctx.services.kv.offer(place.instance, decode)
         samples = offer is not None and not ctx.sent and may_resume(ctx.request, ctx.planned.prefill, offer.decoder)
-        answer = await _ask(ctx, offer, samples)
+        with ctx.services.scheduling.timed(Role.PREFILL, place.ask.work):
+            answer = await _ask(ctx, offer, samples)
+        if offer is not None:
+            place.end()  # otherwise P keeps the KV cache until D has come for it
         ctx.leases.prefilled()
         _note_media(ctx, answer)
         if samples and offer is not None:
@@ -44,10 +49,6 @@ class PrefillStep:
         ctx.forget_media()
 
 
-def _offer(ctx: RequestContext) -> Offer:
-    return ctx.services.kv.offer(ctx.planned.prefill, ctx.pick(Role.DECODE))
-
-
 async def _ask(ctx: RequestContext, offer: Offer | None, samples: bool) -> JsonObject:
     instance = ctx.planned.prefill
     transfer = None if offer is None else offer.transfer
@@ -55,12 +56,10 @@ async def _ask(ctx: RequestContext, offer: Offer | None, samples: bool) -> JsonO
         prefill_body(ctx.request, ctx.branch, ctx.encoded, offer=transfer, samples=samples, sent=ctx.sent)
     )
     ctx.working = instance
-    ctx.hold.close()  # from here on the call itself counts, and D as soon as it is chosen
-    if offer is not None:
-        ctx.hold.enter_context(offer.decoder.busy())
     headers = ctx.headers_for(_suffix(ctx.branch.index))
-    with instance.busy():
-        raw = await ctx.services.client.ask(Role.PREFILL, instance, ctx.request.api.value, body, headers)
+    raw = await ctx.services.client.ask(
+        Role.PREFILL, instance, ctx.request.api.value, body, headers, timeout_s=ctx.time_for(Role.PREFILL)
+    )
     return decode_answer(raw, Role.PREFILL.value)
 
 

@@ -7,6 +7,7 @@ from vllm_epd.router.context import RequestContext
 from vllm_epd.router.fields import When
 from vllm_epd.router.plan import Route, plan_route
 from vllm_epd.router.requests import ClientRequest
+from vllm_epd.router.steps.wait import check_in_time, measure, pick_prefill
 
 
 class RouteStep:
@@ -20,15 +21,17 @@ class RouteStep:
 
     async def run(self, ctx: RequestContext) -> None:
         """Plan, check, and count the prefill instance as busy from now on."""
+        measure(ctx)
         ctx.route = plan_route(
             ctx.serving(),
             has_media=bool(ctx.request.media),
-            pick=ctx.choose,
+            pick=lambda _, candidates: pick_prefill(ctx, candidates),
             keep=ctx.route if ctx.items else None,
             group=ctx.planned.group if ctx.sent else None,
         )
-        ctx.hold.enter_context(ctx.route.prefill.busy())
+        ctx.hold.enter_context(ctx.route.prefill.busy(ctx.demand.prompt(0)))
         _check_honoured(ctx.request, ctx.route, ctx.services.config.max_choices)
+        check_in_time(ctx)
 
 
 def _check_honoured(request: ClientRequest, route: Route, max_choices: int) -> None:

@@ -24,6 +24,7 @@ from vllm_epd.router.placement import has_room
 from vllm_epd.router.pools import kept, occupied
 from vllm_epd.router.requests import encode_body
 from vllm_epd.router.reuse import Known
+from vllm_epd.router.steps.wait import pick_encoder
 from vllm_epd.types import Role
 
 logger = logging.getLogger(__name__)
@@ -92,13 +93,15 @@ def _another(ctx: RequestContext, part: Part, avoid: Instance) -> Instance:
     others = [each for each in found if each is not avoid] or found
     estimate = ctx.services.encoders.sizes.estimate
     roomy = [each for each in others if has_room(each, part.room.slot, estimate(each.info))]
-    return ctx.choose(Role.ENCODE, roomy or others)
+    return pick_encoder(ctx, roomy or others, part)
 
 
 async def _ask(ctx: RequestContext, part: Part, instance: Instance, body: bytes) -> EncodedItem:
     part.work_at(instance, ctx.services.encoders.sizes.estimate(instance.info))
     headers = ctx.headers_for(f"-e{part.places[0]}")
-    answer = await ctx.services.client.ask(Role.ENCODE, instance, ctx.request.api.value, body, headers)
+    answer = await ctx.services.client.ask(
+        Role.ENCODE, instance, ctx.request.api.value, body, headers, timeout_s=ctx.time_for(Role.ENCODE)
+    )
     return read_offer(decode_answer(answer, Role.ENCODE.value), instance.name)
 
 

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one request asks of the stages, as estimated before any of them has seen it. Pure."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from vllm_epd.router import fields
+from vllm_epd.router.capacity import Ask
+from vllm_epd.router.costs import Means, chat_tokens, completion_tokens, media_tokens, metadata_tokens
+from vllm_epd.router.fields import Dest
+from vllm_epd.router.media import EncodedItem
+from vllm_epd.router.prefixes import Name, chain
+from vllm_epd.router.requests import Api, ClientRequest
+
+#: What an answer is taken for that nobody has limited.
+ANSWER_TOKENS = 256.0
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """The estimate; all numbers are tokens.
+
+    Attributes:
+        media: of each media part.
+        texts: of the text of each prompt; media belongs to the one prompt of a chat.
+        answer: that each choice may generate.
+        choices: choices of each prompt.
+        prompts: the names of each prompt's blocks; empty if nobody asks for them.
+    """
+
+    media: tuple[float, ...] = ()
+    texts: tuple[float, ...] = ()
+    answer: float = ANSWER_TOKENS
+    choices: int = 1
+    prompts: tuple[Sequence[Name], ...] = ()
+
+    def prompt(self, index: int) -> float:
+        """One prompt with its media."""
+        return self.texts[index] + sum(self.media)
+
+    def prefill(self, index: int) -> Ask:
+        """What prefilling one prompt takes."""
+        tokens = self.prompt(index)
+        return Ask(1, tokens, tokens)
+
+    def decode(self, index: int) -> Ask:
+        """What generating one choice takes."""
+        return Ask(1, self.prompt(index), self.answer)
+
+    def both(self) -> Ask:
+        """What an instance does that serves all prompts and choices by itself."""
+        tokens = sum(map(self.prompt, range(len(self.texts))))
+        sequences = len(self.texts) * self.choices
+        return Ask(sequences, tokens, tokens + sequences * self.answer)
+
+    def names(self, index: int) -> Sequence[Name]:
+        """The names of one prompt's blocks."""
+        return self.prompts[index] if self.prompts else ()
+
+    def with_items(self, items: Iterable[EncodedItem]) -> "Demand":
+        """The same with what encoding has told of the media, item by item."""
+        told = (metadata_tokens(item.metadata) for item in items)
+        return replace(self, media=tuple(float(new or old) for new, old in zip(told, self.media, strict=True)))
+
+
+def estimate(request: ClientRequest, means: Means, *, named: bool) -> Demand:
+    """What a request asks for, with the names of its prompts' blocks if they are wanted."""
+    chat = request.api is Api.CHAT
+    texts = [chat_tokens(request.body["messages"])] if chat else map(completion_tokens, request.prompts)
+    asked = request.max_tokens
+    return Demand(
+        media=tuple(media_tokens(each.part, means) for each in request.media),
+        texts=tuple(texts),
+        answer=float(asked) if type(asked) is int else ANSWER_TOKENS,
+        choices=request.n,
+        prompts=_chains(request) if named else (),
+    )
+
+
+def learn(items: Iterable[EncodedItem], means: Means) -> None:
+    """Remember how large media of each kind has turned out to be."""
+    for item in items:
+        if (tokens := metadata_tokens(item.metadata)) is not None:
+            means.note(item.modality, tokens)
+
+
+#: Says nothing about what the prompt is.
+_OF_REQUESTS = frozenset({"messages", "prompt", "priority", "session_id", "vllm_xargs"})
+
+
+def _chains(request: ClientRequest) -> tuple[Sequence[Name], ...]:
+    context = fields.select(request.api.rules, request.body, Dest.ALL, Dest.PROMPT)
+    prompts = [request.body["messages"]] if request.api is Api.CHAT else [[each] for each in request.prompts]
+    around = {name: value for name, value in context.items() if name not in _OF_REQUESTS}
+    return tuple(chain(around, prompt) for prompt in prompts)

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A request's place at one instance that prefills or decodes, and when that ends. No I/O."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+
+from vllm_epd.router.capacity import Ask
+from vllm_epd.router.instances import Instance
+
+
+class Seat:
+    """A place, from construction to `end`; also a context manager that ends it.
+
+    Attributes:
+        instance: where it is.
+        ask: how much it takes.
+        ended: it has been given back.
+    """
+
+    def __init__(self, instance: Instance, ask: Ask, freed: Callable[[], None]) -> None:
+        self.instance = instance
+        self.ask = ask
+        self._freed = freed
+        self.ended = False
+        self._busy = ExitStack()
+        self._busy.enter_context(instance.busy(ask.work))
+        instance.seated.take(ask)
+
+    def end(self) -> None:
+        """Give the place back; once, however often it is called."""
+        if self.ended:
+            return
+        self.ended = True
+        self.instance.seated.drop(self.ask)
+        self._busy.close()
+        self._freed()
+
+    def __enter__(self) -> "Seat":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()

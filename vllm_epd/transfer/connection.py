@@ -16,9 +16,21 @@ from vllm_epd.transfer.handshake import Identity
 from vllm_epd.transfer.pool import Span
 from vllm_epd.transfer.tiers import Link, Tiers
 
+HEARTBEAT_MS = 5000
+"""How often a producer is asked for a sign of life, which its ZeroMQ gives without its event loop."""
+
+SILENCE_MS = 15000
+"""After which a producer that gives none is gone: its host may not be there to break the connection."""
+
+GONE = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+"""A connection that stood has ended, or one could not be made: a producer listens before anybody hears of it."""
+
 
 class Connection:
-    """A socket, answers matched to questions, and after `greet` the producer's region. Used in one event loop."""
+    """A socket, answers matched to questions, and after `greet` the producer's region. Used in one event loop.
+
+    Questions that a producer leaves open when it goes fail at once.
+    """
 
     def __init__(self, context: zmq.asyncio.Context, address: str) -> None:
         """Connect the socket; nothing is said yet.
@@ -29,14 +41,18 @@ class Connection:
         self.address = address
         self._socket = context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
+        self._events = self._socket.get_monitor_socket(GONE)
         try:
             self._socket.connect(address)
         except zmq.ZMQError as error:
-            self._socket.close()
+            self._close_sockets()
             raise PeerError(f"{address!r} is no address of a peer: {error}") from error
         self._ids = itertools.count(1)
         self._waiting: dict[bytes, asyncio.Future[wire.Reply]] = {}
-        self._reader = asyncio.create_task(self._read())
+        self._gone = False
+        self._tasks = [asyncio.create_task(each) for each in (self._read(), self._watch())]
         self._link: Link | None = None
         self._reads = 0
         self._unread = asyncio.Event()
@@ -109,6 +125,8 @@ class Connection:
             PeerError: the producer refuses.
         """
         request_id = str(next(self._ids)).encode()
+        if self._gone:
+            raise self._lost()
         future: asyncio.Future[wire.Reply] = asyncio.get_running_loop().create_future()
         self._waiting[request_id] = future
         try:
@@ -138,12 +156,11 @@ class Connection:
 
         Questions that have no answer yet fail.
         """
-        self._reader.cancel()
-        await asyncio.gather(self._reader, return_exceptions=True)
-        self._socket.close()
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(PeerError(f"the connection to {self.address} was closed"))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._close_sockets()
+        self._fail_all(PeerError(f"the connection to {self.address} was closed"))
         await self._unread.wait()
         link, self._link = self._link, None
         if link is not None:
@@ -168,6 +185,25 @@ class Connection:
                 # Whoever asked for it has gone.
                 with contextlib.suppress(PeerError):
                     await self.tell(wire.Done(reply.grant))
+
+    async def _watch(self) -> None:
+        await self._events.recv_multipart()
+        self._gone = True
+        self._fail_all(self._lost())
+
+    def _close_sockets(self) -> None:
+        if not self._socket.closed:
+            self._socket.disable_monitor()
+            self._events.close()
+            self._socket.close()
+
+    def _fail_all(self, error: PeerError) -> None:
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(error)
+
+    def _lost(self) -> PeerError:
+        return PeerError(f"{self.address} is gone")
 
     def _greeted(self) -> Link:
         if self._link is None:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two agents in two processes: bytes arrive, and the death of one is news to the other, no more."""
 
+import os
+import signal
+
 import pytest
 
 pytest.importorskip("torch")
@@ -72,6 +75,22 @@ def test_a_killed_producer_is_replaced_by_another_at_its_address(start, transpor
     heir.do("offer", [("c", 5000, 60.0)])
     assert pull(consumer, heir.handle("c", 5000), 3) == wire.Pulled(3)
     assert consumer.do("check", [(3, "c", 5000)]) == []
+
+
+@TRANSPORTS
+def test_who_waits_for_a_producer_learns_of_its_death_at_once(start, transport):
+    producer = start(transport=transport).wait_ready()
+    consumer = start(transport=transport, timeout_s=60.0).wait_ready()
+    meet(consumer, producer)
+    producer.do("offer", [("a", 5000, 60.0)])
+    assert pull(consumer, producer.handle("a", 5000), 1) == wire.Pulled(1)
+    os.kill(producer.process.pid, signal.SIGSTOP)
+    consumer.tell(wire.Pull(2, producer.handle("b", 5000)))
+    assert not consumer.orders.poll(500), "the producer has answered"
+    producer.kill()
+    failed = consumer.report(limit_s=5)
+    assert (failed.landing, "is gone" in failed.reason) == (2, True)
+    assert "is gone" in pull(consumer, producer.handle("c", 5000), 3).reason
 
 
 @TRANSPORTS

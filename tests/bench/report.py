@@ -15,6 +15,7 @@ from tests.bench.comparisons import COMPARISONS, Row
 from tests.bench.handover.report import handover_table
 from tests.bench.machine import describe_commit
 from tests.bench.results import Result, Results
+from tests.bench.router.report import passed_mapping, router_table
 from tests.bench.tables import new_table
 from tests.bench.transfer.report import transfer_mapping, transfer_table
 
@@ -38,6 +39,8 @@ def print_report(results: Results, rows: list[Row], console: Console) -> None:
         console.print(transfer_table(results))
     if results.codecs:
         console.print(codec_table(results))
+    if results.passed:
+        console.print(router_table(results))
     console.print(_compared(rows))
     if missed := [row for row in rows if row.ok is False]:
         console.print(f"[bold red]MISSED[/] {len(missed)} of {sum(row.ok is not None for row in rows)} targets:")
@@ -53,6 +56,7 @@ def write_json(path: Path, results: Results, rows: list[Row], machine: dict[str,
         "rows": [asdict(row) | {"ratio": row.ratio, "ok": row.ok} for row in rows],
         "measured": [_as_mapping(result) for result in results.all],
         "handovers": [asdict(handover) for handover in results.handovers],
+        "router": [passed_mapping(passed) for passed in results.passed],
         "transfers": [transfer_mapping(results, transfer) for transfer in results.transfers],
         "codecs": [codec_mapping(results, codec) for codec in results.codecs],
     }

@@ -9,6 +9,8 @@ from tests.bench.client import Answer
 from tests.bench.codec.results import Codec
 from tests.bench.cpu import Used
 from tests.bench.handover.results import Handover
+from tests.bench.router.cases import Case as RouterCase
+from tests.bench.router.results import Passed
 from tests.bench.summary import Summary
 from tests.bench.transfer.results import Transfer
 
@@ -55,12 +57,13 @@ class Result:
 
 @dataclass(slots=True)
 class Results:
-    """What was measured so far: requests to systems, hand-overs of KV caches, transfers, and codecs."""
+    """What was measured so far: requests to systems, hand-overs of KV caches, transfers, codecs, and the router."""
 
     all: list[Result] = field(default_factory=list)
     transfers: list[Transfer] = field(default_factory=list)
     handovers: list[Handover] = field(default_factory=list)
     codecs: list[Codec] = field(default_factory=list)
+    passed: list[Passed] = field(default_factory=list)
 
     def add(self, result: Result) -> None:
         self.all.append(result)
@@ -82,3 +85,6 @@ class Results:
 
     def transfer(self, variant: str, nbytes: int) -> Transfer | None:
         return next((each for each in self.transfers if (each.variant, each.nbytes) == (variant, nbytes)), None)
+
+    def passing(self, front: str, case: RouterCase) -> Passed | None:
+        return next((each for each in self.passed if (each.front, each.case) == (front, case)), None)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make bench`: measures this package beside stock vLLM, and writes build/bench.json.
 
-Four sections: `serving`, where whole systems run one after the other on the same requests, `handover`, where KV
-caches go from prefill to decode, `transfer`, where bytes move between two processes, and `codec`, where embeddings are
-compressed. The exit code is 1 if something could not be measured; a missed target does not change it.
+Five sections: `serving`, where whole systems run one after the other on the same requests, `handover`, where KV
+caches go from prefill to decode, `transfer`, where bytes move between two processes, `codec`, where embeddings are
+compressed, and `router`, where the router serves instances that answer at once. The exit code is 1 if something could
+not be measured; a missed target does not change it.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from tests.bench.measure import Workload, measure
 from tests.bench.processes import Place
 from tests.bench.report import compare, print_report, write_json
 from tests.bench.results import Results
+from tests.bench.router.measure import measure_router
 from tests.bench.systems import EXTRA, SYSTEMS, System
 from tests.bench.transfer.measure import measure_transfers
 from tests.bench.transfer.variants import VARIANTS
@@ -93,10 +95,23 @@ def _codec(options: argparse.Namespace, results: Results, console: Console) -> i
     return failures
 
 
+def _router(options: argparse.Namespace, results: Results, console: Console) -> int:
+    LOGS.mkdir(parents=True, exist_ok=True)
+    failures = 0
+    try:
+        results.passed += asyncio.run(measure_router(LOGS, lambda text: console.print(text, markup=False)))
+    except* FAILURES as group:
+        for error in group.exceptions:
+            failures += 1
+            console.print(f"router FAILED: {error!r}", markup=False)
+    return failures
+
+
 Section = Callable[[argparse.Namespace, Results, Console], int]
 """Adds to the results; how much of it failed."""
 
 SECTIONS: dict[str, Section] = {
+    "router": _router,
     "transfer": _transfer,
     "handover": _handover,
     "codec": _codec,

@@ -13,9 +13,10 @@ class Summary:
 
     p50: float
     p95: float
+    p99: float
     mean: float
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> "Summary":
-        p50, p95 = np.percentile(seconds, (50, 95))
-        return cls(float(p50), float(p95), float(np.mean(seconds)))
+        p50, p95, p99 = np.percentile(seconds, (50, 95, 99))
+        return cls(float(p50), float(p95), float(p99), float(np.mean(seconds)))

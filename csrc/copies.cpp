@@ -12,7 +12,7 @@ namespace epd {
 namespace {
 
 constexpr std::int64_t cached_bytes = 8 << 20;
-constexpr std::size_t side_by_side = 12;
+constexpr std::size_t side_by_side = 6;
 constexpr std::int64_t turn_bytes = 128;
 constexpr std::int64_t bytes_ahead = 4 * turn_bytes;
 

@@ -31,7 +31,7 @@ class Copies {
 
   bool streaming_;
   std::size_t count_ = 0;
-  std::array<Piece, 24> waiting_;
+  std::array<Piece, 12> waiting_;
 };
 
 }  // namespace epd

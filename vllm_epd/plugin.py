@@ -15,6 +15,7 @@ WITH_ROLE = (
     ("share vLLM's logging", "vllm_epd.compat.vllm:share_logging"),
     ("register the embedding connector and our models", "vllm_epd.compat.registry:register"),
     ("name media items by all that decides their embeddings", "vllm_epd.compat.items:install"),
+    ("cut items down to shards", "vllm_epd.compat.sharding:install"),
     ("go on from the tokens of other instances", "vllm_epd.compat.resume:install"),
     ("let encoders take in adapters", "vllm_epd.compat.lora:install"),
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_epd.compat.embeddings import embedding_row_bytes
 from vllm_epd.compat.fingerprint import fingerprint_of
+from vllm_epd.compat.sharding import asked_shard
 from vllm_epd.transfer.keys import content_key
 from vllm_epd.transfer.pool import whole_pages
 from vllm_epd.types import Fingerprint
@@ -56,10 +57,12 @@ class ItemRules:
         """Name the items of `request`, in place.
 
         Raises:
-            VLLMValidationError: they are larger than the pool that they have to pass through.
+            VLLMValidationError: they are larger than the pool that they have to pass through, or a part of them is
+                asked for that there cannot be.
         """
         extra = (request.sampling_params and request.sampling_params.extra_args) or {}
         params = extra.get("ec_transfer_params") or {}
+        _check_shard(params)
         if self.encodes:
             lora = request.lora_request
             for feature in request.mm_features:
@@ -75,16 +78,21 @@ class ItemRules:
         self._check_size({f.identifier: self._item_bytes(f, params.get(f.identifier)) for f in passing})
 
     def _item_bytes(self, feature: "MultiModalFeatureSpec", entry: Any) -> int:
-        """What the item takes up in the pool: what its handle says, or what the encoder will make.
+        """What the item takes up in the pool: what its handles say, or what the encoder will make.
 
         What a codec may save is not counted on, because the codec may be refused.
         """
-        handle = entry.get("handle") if isinstance(entry, dict) else None
-        nbytes = handle.get("nbytes") if isinstance(handle, dict) else None
-        return nbytes if isinstance(nbytes, int) else feature.mm_position.get_num_embeds() * self.row_bytes
+        given = entry if isinstance(entry, dict) else {}
+        parts = given.get("parts")
+        handles = parts if isinstance(parts, list) and parts else [given.get("handle")]
+        told = [handle.get("nbytes") if isinstance(handle, dict) else None for handle in handles]
+        sizes = [size for size in told if isinstance(size, int)]
+        if len(sizes) < len(told):
+            sizes = [feature.mm_position.get_num_embeds() * self.row_bytes]
+        return sum(map(whole_pages, sizes))
 
     def _check_size(self, sizes: dict[str, int]) -> None:
-        nbytes = sum(map(whole_pages, sizes.values()))
+        nbytes = sum(sizes.values())
         if nbytes > self.pool_bytes:
             from vllm.exceptions import VLLMValidationError
 
@@ -93,6 +101,15 @@ class ItemRules:
                 f" {self.pool_bytes}; send less or smaller media, or raise --epd-pool-bytes.",
                 parameter="messages",
             )
+
+
+def _check_shard(params: Any) -> None:
+    try:
+        asked_shard(params)
+    except ValueError as error:
+        from vllm.exceptions import VLLMValidationError
+
+        raise VLLMValidationError(str(error), parameter="ec_transfer_params") from error
 
 
 def install() -> None:

@@ -12,12 +12,19 @@ DEPTHS: Mapping[str, int] = {"image_sizes": 1, "video_image_sizes": 2}
 def describe_items(features: Sequence[Any], resolver: Any) -> dict[str, dict[str, Any]]:
     """One entry per content key: `item_indices`, `modality` and `metadata`, ready for JSON.
 
+    The entry of a part of an item has the metadata of the whole, its content key as `item`, and as `shard` which part
+    of how many it is.
+
     Args:
         features: a request's `mm_features`.
         resolver: vLLM's `PlaceholderMetadataResolver`, which knows the fields that the model's parser requires.
     """
     from vllm.distributed.ec_transfer.ec_connector.utils import collect_ec_item_metadata
 
+    from vllm_epd.compat.shards import ShardFeature
+
+    shards = [feature for feature in features if isinstance(feature, ShardFeature)]
+    features = [feature.whole if isinstance(feature, ShardFeature) else feature for feature in features]
     items: dict[str, dict[str, Any]] = collect_ec_item_metadata(features, resolver)
     for feature in features:
         entry = items[feature.identifier]
@@ -26,6 +33,9 @@ def describe_items(features: Sequence[Any], resolver: Any) -> dict[str, dict[str
             continue
         for name in resolver.fields_for(feature.modality) & DEPTHS.keys():
             entry["metadata"][name] = unnest(feature.data.get_data()[name], DEPTHS[name])
+    for shard in {shard.item: shard for shard in shards}.values():
+        entry = items.pop(shard.item)
+        items[shard.identifier] = {**entry, "item": shard.item, "shard": [shard.index, shard.count]}
     return items
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from vllm_epd.connectors.landing import LandingBook
 from vllm_epd.connectors.link import AgentLink
-from vllm_epd.connectors.metadata import Load
+from vllm_epd.connectors.metadata import Load, Merge
 from vllm_epd.transfer import wire
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,13 @@ class Desk:
         number = self.book.use(handle.key, request_id)
         if number is not None:
             self.link.pull(number, handle)
+
+    def pull_all(self, key: str, handles: Sequence[wire.EmbeddingHandle], request_id: str) -> None:
+        """Have item `key` here for a request: by its one handle, or in parts by theirs, in order."""
+        if len(handles) > 1:
+            self.book.split(key, len(handles), request_id)
+        for handle in handles:
+            self.pull(handle, request_id)
 
     def reserve(self, items: Sequence[wire.Wanted], on_reserved: OnReserved, transfer: str = "") -> None:
         """Ask for room for `items` together; `on_reserved` gets the answer during a later `collect`.
@@ -71,6 +78,10 @@ class Desk:
     def take_loads(self) -> tuple[Load, ...]:
         """Loads for this step."""
         return self.book.take_loads()
+
+    def take_merges(self) -> tuple[Merge, ...]:
+        """Items in parts to be loaded in this step."""
+        return self.book.take_merges()
 
     def leave(self, request_id: str) -> None:
         """A request has ended in whatever way: nothing is held here for it any more."""

@@ -17,7 +17,7 @@ from vllm_epd.compat.fingerprint import fingerprint_of
 from vllm_epd.compat.metadata import describe_items
 from vllm_epd.compat.weights import log_saved_weights
 from vllm_epd.connectors.desk import Desk
-from vllm_epd.connectors.ec_scheduler import ConsumerHalf, ProducerHalf, describe
+from vllm_epd.connectors.ec_scheduler import ConsumerHalf, ProducerHalf, wants_description
 from vllm_epd.connectors.link import AgentLink
 from vllm_epd.connectors.metadata import StepMetadata
 from vllm_epd.connectors.settings import EmbeddingSettings
@@ -142,14 +142,15 @@ class EPDEmbeddingConnector(ECConnectorBase):
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> EPDConnectorMetadata:
         offers = () if self._producer is None else self._producer.step_offers(scheduler_output.num_scheduled_tokens)
-        return EPDConnectorMetadata(StepMetadata(loads=self._own_desk.take_loads(), offers=offers))
+        desk = self._own_desk
+        return EPDConnectorMetadata(StepMetadata(desk.take_loads(), desk.take_merges(), offers))
 
     def request_finished(self, request: "Request") -> tuple[bool, dict[str, Any] | None]:
         if self._consumer is not None:
             self._consumer.finish(request)
         handles = {} if self._producer is None else self._producer.finish(request)
         self._own_desk.leave(request.request_id)
-        if not handles and not (self.is_producer and describe(request)):
+        if not handles and not (self.is_producer and wants_description(request)):
             return False, None
         return False, self._describe(request, handles)
 

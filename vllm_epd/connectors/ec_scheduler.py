@@ -2,7 +2,7 @@
 """The scheduler halves of the embedding connector: plain bookkeeping, no torch, no vLLM at run time."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm_epd.connectors.desk import Desk
@@ -10,6 +10,7 @@ from vllm_epd.connectors.landing import LandingState
 from vllm_epd.connectors.metadata import Offer
 from vllm_epd.errors import TransferError
 from vllm_epd.transfer import wire
+from vllm_epd.transfer.keys import part_key
 
 if TYPE_CHECKING:
     from vllm.multimodal.inputs import MultiModalFeatureSpec
@@ -69,11 +70,12 @@ class ProducerHalf:
 
     def available(self, request: "Request") -> bool:
         """Whether there is room for what `request` is to offer; asks for it first."""
-        if not _options(request).get("offer") or not request.mm_features:
-            return True
         offered = self._offered.get(request.request_id)
         if offered is None:
-            offered = self._offered[request.request_id] = _Offered(self._wanted(request))
+            wanted = self._wanted(request) if _options(request).get("offer") else ()
+            if not wanted:
+                return True
+            offered = self._offered[request.request_id] = _Offered(wanted)
             self._desk.reserve(offered.items, lambda report: self._on_reserved(request.request_id, report))
         return offered.ready
 
@@ -101,6 +103,7 @@ class ProducerHalf:
         return tuple(
             wire.Wanted(self._desk.book.new_number(), key, f"{request.request_id}:{index}", count * self._row_bytes)
             for index, (key, count) in enumerate(rows.items())
+            if count  # a part that an item turned out not to have
         )
 
     def _on_reserved(self, request_id: str, report: wire.Reserved | wire.ReserveFailed) -> None:
@@ -129,10 +132,15 @@ class ProducerHalf:
 
 @dataclass(slots=True)
 class _Needed:
-    """The handles of a request, and the leases among them that have not been given back."""
+    """What a request needs of others.
 
-    handles: dict[str, wire.EmbeddingHandle]
-    leased: set[str] = field(default_factory=set)
+    Attributes:
+        handles: by content key of the item; several where it was encoded in parts, in order.
+        leased: those whose leases have not been given back, by the key that they name.
+    """
+
+    handles: dict[str, tuple[wire.EmbeddingHandle, ...]]
+    leased: dict[str, wire.EmbeddingHandle]
 
 
 class ConsumerHalf:
@@ -161,7 +169,7 @@ class ConsumerHalf:
         self._let_go(request.request_id, needed.handles.keys() - wanted)
         for key in wanted:
             if key in needed.handles:
-                self._desk.pull(needed.handles[key], request.request_id)
+                self._desk.pull_all(key, needed.handles[key], request.request_id)
             elif not self._tower:
                 return self._give_up(request, f"no handle for {key} and no encoder here")
         return self._settled(request, needed, wanted & needed.handles.keys())
@@ -174,13 +182,13 @@ class ConsumerHalf:
                 needed = _read_handles(request)
             except TransferError:
                 return
-        for key in needed.leased:
-            self._desk.link.release(needed.handles[key])
+        for handle in needed.leased.values():
+            self._desk.link.release(handle)
 
     def _read(self, request: "Request") -> _Needed:
         if request.request_id not in self._needed:
             needed = self._needed[request.request_id] = _read_handles(request)
-            nbytes = sum(handle.nbytes for handle in needed.handles.values())
+            nbytes = sum(handle.nbytes for handle in needed.leased.values())
             if nbytes > self._capacity_bytes:
                 raise TransferError(
                     f"its embeddings have {nbytes} bytes, the pool here {self._capacity_bytes}; raise --epd-pool-bytes"
@@ -194,24 +202,28 @@ class ConsumerHalf:
         self._desk.send_drops()
 
     def _settled(self, request: "Request", needed: _Needed, keys: set[str]) -> bool:
-        here = {key for key in keys if self._desk.book.is_ready(key)}
-        for key in here & needed.leased:
-            needed.leased.discard(key)
-            self._desk.link.release(needed.handles[key])
-        for key in keys - here:
+        wanted = {handle.key for key in keys for handle in needed.handles[key]}
+        here = {key for key in wanted if self._desk.book.has_landed(key)}
+        for key in here & needed.leased.keys():
+            self._desk.link.release(needed.leased.pop(key))
+        for key in wanted - here:
             landing = self._desk.book.get(key)
             if landing is not None and landing.state is LandingState.FAILED:
                 return self._give_up(request, f"{key}: {landing.reason}")
-        return here == keys
+        return here == wanted
 
     def _give_up(self, request: "Request", reason: str) -> bool:
         self._desk.give_up(request.request_id, reason)
         return False
 
 
-def describe(request: "Request") -> bool:
-    """Whether the router wants the metadata of items that this instance encodes for itself."""
-    return bool(_options(request).get("describe"))
+def wants_description(request: "Request") -> bool:
+    """Whether the router wants the metadata of items even where they are offered to nobody.
+
+    That is so of items that this instance encodes for itself, and of parts that an item may not have.
+    """
+    options = _options(request)
+    return bool(options.get("describe") or options.get("shard"))
 
 
 def _options(request: "Request") -> Mapping[str, Any]:
@@ -225,15 +237,23 @@ def _lora(request: "Request") -> dict[str, str]:
 
 
 def _read_handles(request: "Request") -> _Needed:
-    handles: dict[str, wire.EmbeddingHandle] = {}
-    for key, entry in (request.ec_transfer_params or {}).items():
-        if key == OPTIONS:
-            continue
-        handle = wire.handle_from_json(entry.get("handle") if isinstance(entry, Mapping) else entry)
-        if handle.key != key:
-            raise TransferError(f"the handle under {key!r} is for {handle.key!r}")
-        handles[key] = handle
-    return _Needed(handles, set(handles))
+    entries = (request.ec_transfer_params or {}).items()
+    handles = {key: _handles_of(key, entry) for key, entry in entries if key != OPTIONS}
+    return _Needed(handles, {handle.key: handle for each in handles.values() for handle in each})
+
+
+def _handles_of(key: str, entry: Any) -> tuple[wire.EmbeddingHandle, ...]:
+    """The handle of an item, or those of its parts."""
+    given = entry if isinstance(entry, Mapping) else {}
+    parts = given.get("parts", [given.get("handle")])
+    if not isinstance(parts, list) or not parts:
+        raise TransferError(f"the parts under {key!r} must be a list of handles, got {parts!r}")
+    handles = tuple(map(wire.handle_from_json, parts))
+    names = [part_key(key, index, len(parts)) for index in range(len(parts))] if "parts" in given else [key]
+    for handle, name in zip(handles, names, strict=True):
+        if handle.key != name:
+            raise TransferError(f"the handle under {key!r} is for {handle.key!r}, expected {name!r}")
+    return handles
 
 
 def _end(feature: "MultiModalFeatureSpec") -> int:

@@ -6,7 +6,7 @@ from collections.abc import MutableMapping
 
 import torch
 
-from vllm_epd.connectors.metadata import Offer, StepMetadata
+from vllm_epd.connectors.metadata import Load, Offer, StepMetadata
 from vllm_epd.errors import PoolError
 from vllm_epd.transfer.agent import TransferAgent
 
@@ -35,7 +35,9 @@ class WorkerHalf:
     def load(self, cache: EncoderCache, step: StepMetadata) -> None:
         """Bring what is here into the encoder cache."""
         for load in step.loads:
-            cache[load.key] = self._agent.load(load.landing, load.key, self._device)
+            cache[load.key] = self._load(load)
+        for merge in step.merges:
+            cache[merge.key] = torch.cat([self._load(part) for part in merge.parts])
 
     def load_own(self, cache: EncoderCache, step: StepMetadata) -> None:
         """Bring what the pool holds into the encoder cache of an instance that only encodes."""
@@ -58,6 +60,9 @@ class WorkerHalf:
     def close(self) -> None:
         """Stop the agent."""
         self._agent.close()
+
+    def _load(self, load: Load) -> torch.Tensor:
+        return self._agent.load(load.landing, load.key, self._device)
 
     def _offer(self, cache: EncoderCache, offer: Offer) -> None:
         store = self._agent.store

@@ -28,13 +28,23 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Merge:
+    """An item of which each part is here as a landing of its own, in order."""
+
+    key: str
+    parts: tuple[Load, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StepMetadata:
     """Orders for one step, in the order in which the worker carries them out.
 
     Attributes:
         loads: what goes from the pool into the model's encoder cache.
+        merges: the same for items in parts, which the model reads as one.
         offers: embeddings to put into the pool, those encoded in this step or cached from an earlier one.
     """
 
     loads: tuple[Load, ...] = ()
+    merges: tuple[Merge, ...] = ()
     offers: tuple[Offer, ...] = ()

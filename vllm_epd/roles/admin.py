@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 from fastapi import HTTPException, Request
 
+from vllm_epd.compat.cuts import cuts_of
 from vllm_epd.compat.embeddings import embedding_row_bytes
 from vllm_epd.compat.fingerprint import fingerprint_of
 from vllm_epd.compat.registry import KV_CONNECTOR
@@ -119,6 +120,8 @@ class AdminPlugin:
                 "page_bytes": PAGE_BYTES,
                 "max_item_bytes": item_bytes,
             }
+            if not self._instance.roles.language_model:
+                self._limits |= {f"shards_{modality}": 1 for modality in cuts_of(config.model_config)}
             self._addresses = tuple(settings.peer_address(rank) for rank in range(dp_size))
         publish_pool_metrics(EMBEDDINGS, commands, self._models()[0])
         if args.kv_transfer_config is not None:

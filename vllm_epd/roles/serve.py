@@ -16,6 +16,7 @@ from vllm_epd.compat.items import install as name_items
 from vllm_epd.compat.lora import install as take_in_adapters
 from vllm_epd.compat.registry import CONNECTOR, KV_CONNECTOR, register
 from vllm_epd.compat.resume import install as go_on_from_sent_tokens
+from vllm_epd.compat.sharding import install as cut_items
 from vllm_epd.compat.vllm import share_logging
 from vllm_epd.config import INSTANCE_FLAGS, InstanceConfig, load_instance_config
 from vllm_epd.connectors.settings import EmbeddingSettings, KVSettings
@@ -95,6 +96,7 @@ def apply_role(args: argparse.Namespace) -> None:
     share_logging()
     register()
     name_items()
+    cut_items()
     go_on_from_sent_tokens()
     take_in_adapters()
     # vLLM only logs an endpoint plugin that does not load, and the instance would never register.

@@ -22,3 +22,8 @@ def content_key(item: str, fingerprint: Mapping[str, str], lora_path: str | None
         digest.update((-1 if piece is None else len(data)).to_bytes(8, "little", signed=True))
         digest.update(data)
     return PREFIX + digest.hexdigest()[:48]
+
+
+def part_key(item: str, index: int, count: int) -> str:
+    """The key of one part of an item that is encoded as `count` parts, in order."""
+    return f"{item}:{index}/{count}"

@@ -89,7 +89,27 @@ def test_what_another_instance_has_encoded_is_as_large_as_its_handle_says() -> N
         rules(encodes=False).apply(request("k", params=large))
 
 
-@pytest.mark.parametrize("entry", [None, 7, {}, {"handle": 7}, {"handle": {"nbytes": "many"}}])
+def test_an_item_in_parts_is_as_large_as_all_of_them() -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    parts = {"k": {"parts": [{"nbytes": 1}, {"nbytes": PAGE_BYTES + 1}, {"nbytes": PAGE_BYTES}]}}
+    rules(encodes=False).apply(request("k", params=parts))
+    with pytest.raises(VLLMValidationError, match=f"need {4 * PAGE_BYTES} bytes"):
+        rules(encodes=False, pool_bytes=3 * PAGE_BYTES).apply(request("k", params=parts))
+
+
+def test_a_shard_that_there_cannot_be_is_refused() -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    rules().apply(request("k", params={"epd": {"offer": True, "shard": [1, 2]}}))
+    with pytest.raises(VLLMValidationError, match="shard"):
+        rules().apply(request("k", params={"epd": {"offer": True, "shard": [2, 2]}}))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [None, 7, {}, {"handle": 7}, {"handle": {"nbytes": "many"}}, {"parts": 7}, {"parts": [{"nbytes": 1}, {}]}],
+)
 def test_what_is_no_handle_is_reckoned_by_its_rows(entry: Any) -> None:
     from vllm.exceptions import VLLMValidationError
 

@@ -9,10 +9,11 @@ import pytest
 
 from tests.unit.connectors.links import FakeLink
 from vllm_epd.connectors.desk import Desk
-from vllm_epd.connectors.ec_scheduler import ConsumerHalf, ProducerHalf, describe
+from vllm_epd.connectors.ec_scheduler import ConsumerHalf, ProducerHalf, wants_description
 from vllm_epd.connectors.landing import Drop
-from vllm_epd.connectors.metadata import Load, Offer
+from vllm_epd.connectors.metadata import Load, Merge, Offer
 from vllm_epd.transfer import wire
+from vllm_epd.transfer.keys import part_key
 
 ROW_BYTES = 8
 LENGTH = 10
@@ -171,7 +172,117 @@ def test_drops_come_after_the_last_user(consumer: ConsumerHalf, desk: Desk, link
     assert link.dropped == [Drop(0, 0)]
 
 
+def in_parts(key: str, count: int, **changes: Any) -> dict[str, Any]:
+    """The handles of an item that was encoded in parts."""
+    return {"parts": [handle(part_key(key, index, count), **changes)["handle"] for index in range(count)]}
+
+
+def test_an_item_in_parts_is_here_once_all_its_parts_are(consumer: ConsumerHalf, desk: Desk, link: FakeLink) -> None:
+    asked = request("r", "a", {"a": in_parts("a", 3)})
+    assert not consumer.available(asked, 0)
+    assert link.pulled == [(0, "a:0/3"), (1, "a:1/3"), (2, "a:2/3")]
+    for landing in (2, 0):
+        link.reports = [wire.Pulled(landing)]
+        desk.collect()
+        assert not consumer.available(asked, 0)
+        assert not desk.book.is_ready("a")
+    assert sorted(link.released) == ["lease-a:0/3", "lease-a:2/3"]
+    link.reports = [wire.Pulled(1)]
+    desk.collect()
+    assert consumer.available(asked, 0)
+    assert desk.book.is_ready("a")
+    desk.book.load("a")
+    assert desk.take_merges() == (Merge("a", (Load("a:0/3", 0), Load("a:1/3", 1), Load("a:2/3", 2))),)
+    assert desk.take_loads() == ()
+    finish(desk, consumer, asked)
+    assert len(link.released) == 3
+    assert set(link.dropped) == {Drop(0, 1), Drop(1, 1), Drop(2, 1)}
+    assert not desk.book.is_ready("a")
+
+
+def test_one_lost_part_fails_the_request_and_gives_back_the_others(
+    consumer: ConsumerHalf, desk: Desk, link: FakeLink
+) -> None:
+    asked = request("r", "a", {"a": in_parts("a", 2)})
+    consumer.available(asked, 0)
+    link.reports = [wire.Pulled(0), wire.PullFailed(1, "gone")]
+    desk.collect()
+    assert not consumer.available(asked, 0)
+    assert desk.take_unavailable() == {"r"}
+    finish(desk, consumer, asked)
+    assert sorted(link.released) == ["lease-a:0/2", "lease-a:1/2"]
+    assert link.dropped == [Drop(0, 0)]
+
+
+def test_each_request_waits_for_the_item_as_it_was_given_it(consumer: ConsumerHalf, desk: Desk, link: FakeLink) -> None:
+    split, whole, finer = (
+        request("s", "a", {"a": in_parts("a", 2)}),
+        request("w", "a"),
+        request("f", "a", {"a": in_parts("a", 3)}),
+    )
+    for each in (split, whole, finer):
+        consumer.available(each, 0)
+    assert [key for _, key in link.pulled] == ["a:0/2", "a:1/2", "a", "a:0/3", "a:1/3", "a:2/3"]
+    link.reports = [wire.Pulled(0), wire.Pulled(1)]
+    desk.collect()
+    assert consumer.available(split, 0)
+    assert not consumer.available(whole, 0)
+    assert not consumer.available(finer, 0)
+    finish(desk, consumer, split)
+    assert not desk.book.is_ready("a"), "what the others wait for is not here"
+    link.reports = [wire.Pulled(2)]
+    desk.collect()
+    assert consumer.available(whole, 0)
+    desk.book.load("a")
+    assert desk.take_loads() == (Load("a", 2),)
+
+
+def test_parts_that_two_requests_need_are_fetched_once_and_dropped_after_both(
+    consumer: ConsumerHalf, desk: Desk, link: FakeLink
+) -> None:
+    one, two = (request(name, "a", {"a": in_parts("a", 2)}) for name in "ot")
+    consumer.available(one, 0)
+    consumer.available(two, 0)
+    assert len(link.pulled) == 2
+    link.reports = [wire.Pulled(0), wire.Pulled(1)]
+    desk.collect()
+    assert consumer.available(two, 0)
+    finish(desk, consumer, one)
+    assert (link.dropped, desk.book.is_ready("a")) == ([], True)
+    assert consumer.available(two, LENGTH), "the KV cache covers it by now"
+    assert set(link.dropped) == {Drop(0, 0), Drop(1, 0)}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"parts": []},
+        {"parts": "many"},
+        {"parts": [handle("a")["handle"]]},
+        {"parts": in_parts("a", 2)["parts"][::-1]},
+        {"parts": in_parts("a", 3)["parts"][:2]},
+        {"parts": [in_parts("a", 2)["parts"][0], in_parts("b", 2)["parts"][1]]},
+        in_parts("a", 2, nbytes=51),
+    ],
+    ids=["none", "no list", "the whole", "out of order", "one missing", "of another item", "too large together"],
+)
+def test_parts_that_do_not_make_up_the_item_fail_the_request(
+    consumer: ConsumerHalf, desk: Desk, link: FakeLink, entry: dict[str, Any]
+) -> None:
+    assert not consumer.available(request("r", "a", {"a": entry}), 0)
+    assert desk.take_unavailable() == {"r"}
+    assert link.pulled == []
+
+
 OFFER = {"epd": {"offer": True}}
+
+
+def test_a_part_that_an_item_does_not_have_is_not_offered(producer: ProducerHalf, desk: Desk, link: FakeLink) -> None:
+    asked = request("r", "a", OFFER)
+    asked.mm_features[0].mm_position.get_num_embeds = lambda: 0
+    assert producer.available(asked)
+    assert link.reserved == []
+    assert finish(desk, producer, asked) == {}
 
 
 def test_a_request_waits_for_room_for_all_its_distinct_items(
@@ -265,9 +376,15 @@ def test_nobody_comes_for_what_an_aborted_request_was_to_offer(
 
 
 @pytest.mark.parametrize(
-    ("params", "expected"), [({"epd": {"describe": True}}, True), ({"epd": 1}, False), (None, False)]
+    ("params", "expected"),
+    [
+        ({"epd": {"describe": True}}, True),
+        ({"epd": {"offer": True, "shard": [0, 2]}}, True),
+        ({"epd": 1}, False),
+        (None, False),
+    ],
 )
-def test_describe(params: dict[str, Any] | None, expected: bool) -> None:
+def test_wants_description(params: dict[str, Any] | None, expected: bool) -> None:
     asked = request("r", "a")
     asked.ec_transfer_params = params
-    assert describe(asked) is expected  # type: ignore[arg-type]
+    assert wants_description(asked) is expected  # type: ignore[arg-type]

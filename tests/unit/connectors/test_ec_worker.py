@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from vllm_epd.connectors.ec_worker import WorkerHalf  # noqa: E402
-from vllm_epd.connectors.metadata import Offer, StepMetadata  # noqa: E402
+from vllm_epd.connectors.metadata import Load, Merge, Offer, StepMetadata  # noqa: E402
 from vllm_epd.connectors.settings import EmbeddingSettings  # noqa: E402
 from vllm_epd.transfer.agent import TransferAgent  # noqa: E402
 from vllm_epd.transfer.codec_guard import TRIAL_ITEMS  # noqa: E402
@@ -64,3 +64,12 @@ def test_an_offer_of_an_impossible_size_is_left_out_and_the_engine_goes_on(
 def test_a_worker_that_does_not_offer_keeps_what_it_has_encoded(agent: TransferAgent) -> None:
     offer(WorkerHalf(agent, 60.0, CPU, offers=False), "k", RAW)
     assert agent.store.state().items == 0
+
+
+def test_parts_are_loaded_as_one_in_their_order(agent: TransferAgent) -> None:
+    half = WorkerHalf(agent, 60.0, CPU, offers=True)
+    first, second = offer(half, "k:0/2", RAW), offer(half, "k:1/2", RAW)
+    cache: dict[str, torch.Tensor] = {}
+    half.load(cache, StepMetadata(merges=(Merge("k", (Load("k:0/2", 0), Load("k:1/2", 1))),)))
+    assert list(cache) == ["k"]
+    assert torch.equal(cache["k"], torch.cat([first, second]))

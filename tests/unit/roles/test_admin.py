@@ -93,6 +93,7 @@ async def served(
     monkeypatch.setattr(metrics, "REGISTRY", numbers)
     monkeypatch.setattr(admin, "fingerprint_of", lambda config: FINGERPRINT)
     monkeypatch.setattr(admin, "embedding_row_bytes", lambda config: 32)
+    monkeypatch.setattr(admin, "cuts_of", lambda config: {"video": None})
     monkeypatch.delenv(TOKEN_ENV, raising=False)
     monkeypatch.setattr(admin, "may_resume", lambda config, chat, args: True)
     given: Any = SimpleNamespace(router=None, advertise=None, kv_connector="epd")
@@ -131,7 +132,8 @@ async def served(
 
 async def test_an_encoder_says_how_much_it_can_hold_and_where_it_offers(served: Served) -> None:
     info = (await served.client.get("/epd/info")).json()
-    assert info["limits"] == {"max_model_len": 100, "pool_bytes": 2**20, "page_bytes": 65536, "max_item_bytes": 3200}
+    sizes = {"max_model_len": 100, "pool_bytes": 2**20, "page_bytes": 65536, "max_item_bytes": 3200}
+    assert info["limits"] == {**sizes, "shards_video": 1}
     assert len(info["agents"]) == 1
 
 

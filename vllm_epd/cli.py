@@ -125,6 +125,7 @@ def _add_router_options(parser: argparse.ArgumentParser) -> None:
         add(f"--{stage}-policy", choices=policies, help=f"the same for {stage} (default: {DEFAULTS[stage]})")
         add(f"--{stage}-order", choices=orders, help=f"the same for {stage}")
     add("--max-queue", metavar="N", type=int, help="most requests that wait for a stage (default: 1024)")
+    add("--irp-degree", metavar="auto|N", help="as how many shards one large image or video is encoded (default: auto)")
     add("--ttft-slo", metavar="S", type=float, dest="ttft_slo_s", help="how soon a first token should come")
     parser.add_argument("--ttl", metavar="S", type=float, help="drop instances that are silent for so long")
 
@@ -170,7 +171,7 @@ def _doctor(options: argparse.Namespace, arguments: list[str]) -> int:
 
 def _router_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What is asked of the router, by the names of its settings."""
-    names = ["policy", "order", "max_queue", "ttft_slo_s"]
+    names = ["policy", "order", "max_queue", "ttft_slo_s", "irp_degree"]
     names += [f"{stage}_{kind}" for stage in Role for kind in ("policy", "order")]
     return _given({"ttl_s": options.ttl, **{name: getattr(options, name) for name in names}})
 

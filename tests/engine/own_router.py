@@ -3,6 +3,7 @@
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 from aiohttp import web
@@ -15,9 +16,12 @@ FOREVER_S = 3600.0
 
 
 @asynccontextmanager
-async def own_router(infos: Iterable[Json]) -> AsyncIterator[str]:
-    """The URL of a router that knows these instances; they report to another one and are kept all the same."""
-    app = create_app(RouterConfig(ttl_s=FOREVER_S, token=None))
+async def own_router(infos: Iterable[Json], **settings: Any) -> AsyncIterator[str]:
+    """The URL of a router that knows these instances; they report to another one and are kept all the same.
+
+    `settings` are those of the router that are not to be its defaults.
+    """
+    app = create_app(RouterConfig(ttl_s=FOREVER_S, token=None, **settings))
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:

@@ -40,6 +40,12 @@ def bytes_part(data: bytes, media_type: str = "image/png") -> Json:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
+def video_part(seed: int, frames: int, size: tuple[int, int]) -> Json:
+    """A video as a content part: so many pictures, one after the other."""
+    pictures = [base64.b64encode(demo_image(seed + frame, *size)).decode() for frame in range(frames)]
+    return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{','.join(pictures)}"}}
+
+
 def chat(parts: Sequence[Json], text: str = "Describe.", **fields: Any) -> Json:
     """A chat request that asks for log probabilities of token ids."""
     return {

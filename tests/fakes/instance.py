@@ -297,7 +297,8 @@ class FakeInstance:
         """Take over the embeddings that a prefill needs; False if one is neither leased nor here."""
         prefills = seen.kind == "prefill" or not seen.body.get("kv_transfer_params")
         params = (seen.body.get("ec_transfer_params") or {}) if prefills else {}
-        for handle in [entry["handle"] for entry in params.values() if "at" in (entry.get("handle") or {})]:
+        handles = [each for entry in params.values() for each in entry.get("parts", [entry.get("handle")])]
+        for handle in [each for each in handles if "at" in (each or {})]:
             producer = _RUNNING[handle["at"]]
             leased = producer.epoch == handle["epoch"] and producer.leases.pop(handle["lease"], None)
             if not leased and handle["key"] not in self._landed:

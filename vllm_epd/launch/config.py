@@ -43,6 +43,7 @@ class RouterOptions:
     decode_order: str | None = setting(None, "The same for those that wait to be decoded.")
     max_queue: int | None = setting(None, "Most requests that wait for each stage.")
     ttft_slo_s: float | None = setting(None, "Seconds within which a first token should come.")
+    irp_degree: str | None = setting(None, "As how many shards one large media part is encoded, or auto.")
     ttl_s: float | None = setting(None, "Seconds after which a silent instance is dropped.")
 
 

@@ -65,6 +65,8 @@ class RouterConfig:
         max_body_bytes: larger request bodies are refused with 413.
         fan_out: how many media parts, or pairs of P and D, of one client request are served at once.
         max_choices: most pairs of P and D for one client request (prompts times n).
+        irp_degree: as how many shards one media part is encoded at most, each by another instance; `auto` for as many
+            as there are idle encode instances, if the part is large.
         reuse_entries: how many embeddings that encode instances have made are remembered, for requests that bring
             the same media again.
         retries: how often a request is tried again after instances failed at it.
@@ -92,6 +94,7 @@ class RouterConfig:
     max_body_bytes: int = 512 * 2**20
     fan_out: int = 64
     max_choices: int = 1024
+    irp_degree: int | str = "auto"
     reuse_entries: int = 2**16
     retries: int = 3
     recovery_bytes: int = 256 * 2**20
@@ -112,9 +115,16 @@ class RouterConfig:
         for name in ("max_body_bytes", "fan_out", "max_choices", "reuse_entries", "max_queue"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.irp_degree != "auto" and not str(self.irp_degree).isdecimal() or self.irp_limit == 0:
+            raise ConfigError(f"irp_degree must be auto or an integer of at least 1, got {self.irp_degree!r}")
         for name in ("grace_s", "retries", "recovery_bytes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    @property
+    def irp_limit(self) -> int | None:
+        """`irp_degree` as a number; None for `auto`."""
+        return None if self.irp_degree == "auto" else int(self.irp_degree)
 
     def policy_of(self, stage: Role) -> str:
         """The name of the policy by which instances of a stage are chosen."""

@@ -3,7 +3,8 @@
 
 An answer's `ec_transfer_params` has one entry per distinct item: `mm_hash -> {item_indices, modality,
 metadata, handle, lora}`. The handle says where the embedding lies; it is passed on as it is, and only the lease
-is read out of it. The metadata sizes the item's placeholders.
+is read out of it. The metadata sizes the item's placeholders. The entry of a shard also names the item and says which
+part of how many it is: `{item, shard: [index, count]}`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router.jsonio import JsonObject
-from vllm_epd.router.media import EncodedItem
+from vllm_epd.router.media import EncodedItem, Shard
 
 MODALITIES = frozenset({"image", "video", "audio"})
 
@@ -39,6 +40,11 @@ class Lease:
     nbytes: int = 0
 
 
+def ask_shard(shard: Shard) -> JsonObject:
+    """Asks an encode instance to encode no more than one part of an item, and to offer that."""
+    return {"epd": {"offer": True, "shard": [shard.index, shard.count]}}
+
+
 def read_lease(handle: Any) -> Lease | None:
     """The lease that a handle tells of; None if it tells none."""
     if not isinstance(handle, dict):
@@ -53,13 +59,13 @@ def read_offer(answer: JsonObject, instance: str) -> EncodedItem:
     """The one item that an encode instance was asked to encode.
 
     Raises:
-        UpstreamError: not exactly one item, or one without metadata and handle.
+        UpstreamError: not exactly one item, or one without metadata, or without a handle though there is something.
     """
     entries = list(_entries(answer, instance))
     if len(entries) != 1:
         raise _unusable(instance, f"offered {len(entries)} embeddings for one media part")
     item, _ = entries[0]
-    if item.handle is None:
+    if item.handle is None and not item.is_empty:
         raise _unusable(instance, f"gave no handle for {item.mm_hash}")
     return item
 
@@ -78,7 +84,11 @@ def read_description(answer: JsonObject, count: int, instance: str) -> tuple[Enc
 
 def transfer_params(items: Sequence[EncodedItem]) -> JsonObject:
     """The `ec_transfer_params` with which a consumer finds the embeddings."""
-    return {item.mm_hash: {"handle": item.handle} for item in items if item.handle is not None}
+    return {
+        item.mm_hash: {"parts": list(item.parts)} if item.parts else {"handle": item.handle}
+        for item in items
+        if item.is_offered
+    }
 
 
 def _entries(answer: JsonObject, instance: str) -> Iterator[tuple[EncodedItem, list[int]]]:
@@ -97,10 +107,14 @@ def _entry(mm_hash: str, entry: Any, instance: str) -> tuple[EncodedItem, list[i
         raise _unusable(instance, f"gave no usable modality and metadata for {mm_hash}")
     if not isinstance(indices, list) or not all(type(index) is int for index in indices):
         raise _unusable(instance, f"gave no item_indices for {mm_hash}")
-    lora = entry.get("lora")
-    return EncodedItem(
-        mm_hash, modality, metadata, entry.get("handle"), lora if isinstance(lora, str) else None
-    ), indices
+    lora, item, shard = entry.get("lora"), entry.get("item", mm_hash), None
+    match entry.get("shard"):
+        case [int(index), int(count)]:
+            shard = Shard(index, count)
+    if not isinstance(item, str) or (shard is None) != ("shard" not in entry):
+        raise _unusable(instance, f"gave no usable item and shard for {mm_hash}")
+    lora = lora if isinstance(lora, str) else None
+    return EncodedItem(item, modality, metadata, entry.get("handle"), lora, shard), indices
 
 
 def _count(value: Any) -> int:

@@ -10,6 +10,7 @@ from vllm_epd.router.admission import StageQueue
 from vllm_epd.router.holds import Hold
 from vllm_epd.router.instances import Instance
 from vllm_epd.router.leases import LeaseClient
+from vllm_epd.router.media import Shard
 from vllm_epd.router.placement import Choose, Need, Place, place
 from vllm_epd.router.pools import Sizes, kept, occupied
 from vllm_epd.router.prefixes import Name
@@ -27,6 +28,7 @@ class Part:
         leads: it is encoded for this request, and others with the same digest wait for that.
         cost: what encoding it is estimated at, in tokens.
         names: by what instances that have had it are known; empty if nobody asks.
+        shard: which part of the item this is to be; None for all of it.
         work: counts the instance that encodes it as busy.
         closed: set when it is over, however it ended.
     """
@@ -35,6 +37,7 @@ class Part:
     digest: str | None
     cost: float = 0.0
     names: Sequence[Name] = ()
+    shard: Shard | None = None
     hold: Hold | None = None
     leads: bool = False
     work: ExitStack = field(default_factory=ExitStack)
@@ -53,6 +56,11 @@ class Part:
         self.work.enter_context(instance.busy(self.cost))
         if self.room.instance is not instance:
             self.room.move(instance, self.room.slot, nbytes)
+
+    @property
+    def label(self) -> str:
+        """Tells its calls from those for other parts of the request."""
+        return f"e{self.places[0]}" if self.shard is None else f"e{self.places[0]}.{self.shard.index}"
 
 
 class Encoders:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one request holds of the pools of encode instances, and when that ends. No I/O."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -82,9 +82,10 @@ class Leases:
                 each.hold.end()
             self._held.clear()
 
-    def drop_unread(self, items: Mapping[str, EncodedItem], release: Release) -> None:
-        """Give back those that are not among `items`, which are all that prefill is told of."""
-        unread = [each for each in self._held if items.get(each.item.mm_hash) is not each.item]
+    def drop_unread(self, read: Iterable[EncodedItem], release: Release) -> None:
+        """Give back those that are not among `read`, which are all that prefill is told of."""
+        told = {id(item) for item in read}
+        unread = [each for each in self._held if id(each.item) not in told]
         self._held = [each for each in self._held if each not in unread]
         _give_back(unread, release)
 

@@ -51,8 +51,16 @@ class MediaPart:
 
 
 @dataclass(frozen=True, slots=True)
+class Shard:
+    """Which part of how many of an item; one at or past `count` has nothing in it."""
+
+    index: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedItem:
-    """One encoded media item.
+    """One encoded media item, or a shard of one.
 
     Attributes:
         mm_hash: its content key, as the encoding instance computed it.
@@ -60,6 +68,8 @@ class EncodedItem:
         metadata: what sizes its placeholders.
         handle: where its embedding can be pulled from; None if the encoding instance offers it to nobody.
         lora: the adapter that the encoding instance applied, None without one.
+        shard: which part of the item the handle is for; None for all of it.
+        parts: the handles of all its shards, in order, if it has been encoded as several.
     """
 
     mm_hash: str
@@ -67,6 +77,18 @@ class EncodedItem:
     metadata: JsonObject
     handle: Any = None
     lora: str | None = None
+    shard: Shard | None = None
+    parts: tuple[Any, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the item has fewer parts than this one's number."""
+        return self.shard is not None and self.shard.index >= self.shard.count
+
+    @property
+    def is_offered(self) -> bool:
+        """Whether its embedding can be pulled from somewhere."""
+        return self.handle is not None or bool(self.parts)
 
 
 @dataclass(frozen=True, slots=True)

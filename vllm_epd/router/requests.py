@@ -11,10 +11,10 @@ from typing import Any
 
 from vllm_epd.errors import BadRequestError
 from vllm_epd.router import fields, jsonio
-from vllm_epd.router.embeddings import DESCRIBE, OFFER, transfer_params
+from vllm_epd.router.embeddings import DESCRIBE, OFFER, ask_shard, transfer_params
 from vllm_epd.router.fields import Dest, Rule, When
 from vllm_epd.router.jsonio import JsonObject
-from vllm_epd.router.media import EncodedItem, MediaPart, find_media, replace_media, strip_uuids
+from vllm_epd.router.media import EncodedItem, MediaPart, Shard, find_media, replace_media, strip_uuids
 
 #: What makes a vLLM instance keep the KV cache of a prompt for another one.
 KEEP_KV: JsonObject = {
@@ -149,14 +149,14 @@ def parse_request(api: Api, raw: bytes) -> ClientRequest:
     return ClientRequest(api, raw, body, media, prompts, 1 if n is None else n)
 
 
-def encode_body(request: ClientRequest, media: MediaPart) -> JsonObject:
-    """What an encode instance gets for one media part."""
+def encode_body(request: ClientRequest, media: MediaPart, shard: Shard | None = None) -> JsonObject:
+    """What an encode instance gets for one media part, or for one shard of it."""
     return {
         **fields.select(request.api.rules, request.body, Dest.ALL, Dest.MEDIA),
         "messages": [{"role": "user", "content": [media.part]}],
         "max_tokens": 1,
         "stream": False,
-        "ec_transfer_params": OFFER,
+        "ec_transfer_params": OFFER if shard is None else ask_shard(shard),
     }
 
 

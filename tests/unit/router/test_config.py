@@ -21,6 +21,8 @@ from vllm_epd.types import Role
         ({"encode_order": "lifo"}, "unknown queue order 'lifo'"),
         ({"max_queue": 0}, "max_queue must be at least 1"),
         ({"ttft_slo_s": 0}, "ttft_slo_s must be positive"),
+        ({"irp_degree": 0}, "irp_degree must be auto or an integer of at least 1, got 0"),
+        ({"irp_degree": "many"}, "irp_degree must be auto or an integer of at least 1, got 'many'"),
         ({"heartbeat_s": 6.0}, "heartbeat_s must be positive and below ttl_s"),
         ({"heartbeat_s": 0.0}, "heartbeat_s must be positive"),
         ({"fan_out": 0}, "fan_out must be at least 1"),
@@ -38,6 +40,11 @@ def test_a_mapping_sets_what_it_names():
     config = RouterConfig.from_mapping({"port": 9000, "timeouts": {"encode_s": 7}})
     assert (config.port, config.timeouts) == (9000, Timeouts(encode_s=7))
     assert config.ttl_s == RouterConfig().ttl_s
+
+
+@pytest.mark.parametrize(("degree", "limit"), [("auto", None), (1, 1), ("4", 4)])
+def test_the_number_of_shards_is_limited_or_left_to_the_idle_encoders(degree, limit):
+    assert RouterConfig(irp_degree=degree).irp_limit == limit
 
 
 def test_each_stage_has_its_limit():

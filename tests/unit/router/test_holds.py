@@ -110,7 +110,7 @@ def test_what_prefill_is_not_told_of_is_given_back(one, freed, release, released
     leases, read, unread = Leases(), leased(one, "a", freed), leased(one, "b", freed)
     leases.add(read)
     leases.add(unread)
-    leases.drop_unread({"a": read.item, "b": EncodedItem("b", "image", {})}, release)
+    leases.drop_unread([read.item, EncodedItem("b", "image", {})], release)
     assert (released, one.pool.used) == ([(one, ["b"])], 10)
 
 

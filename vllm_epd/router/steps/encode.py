@@ -6,11 +6,13 @@ from functools import partial
 
 from vllm_epd.router import jsonio
 from vllm_epd.router.context import RequestContext
+from vllm_epd.router.costs import modality_of
 from vllm_epd.router.demand import learn
 from vllm_epd.router.encoders import Part
 from vllm_epd.router.media import EncodedItem, MediaPart, inline_data
 from vllm_epd.router.prefixes import Name, holder, whole
 from vllm_epd.router.reuse import circumstances, digest
+from vllm_epd.router.shards import degree, joined, shards_of
 from vllm_epd.router.steps.settle import settle
 from vllm_epd.router.steps.wait import pick_encoder, room_to_encode
 from vllm_epd.router.tasks import all_or_cancel
@@ -36,20 +38,19 @@ class EncodeStep:
     async def run(self, ctx: RequestContext) -> None:
         """Settle all parts at once; the first failure cancels the others."""
         shared, config = ctx.services.encoders, ctx.services.config
-        parts = await _distinct(ctx)
+        parts = _cut(ctx, await _distinct(ctx))
         gate = asyncio.Semaphore(config.fan_out)
         try:
             await room_to_encode(ctx, partial(_admit, ctx, parts))
             with ctx.services.scheduling.timed(Role.ENCODE, sum(part.cost for part in parts if part.leads)):
                 items = await all_or_cancel(settle(ctx, part, gate) for part in parts)
+            _keep(ctx, parts, items)
         except BaseException:
             ctx.leases.abandon(shared.leases.release)
             raise
         finally:
             for part in parts:
                 shared.close(part)
-        learn(items, ctx.services.scheduling.means)
-        _keep(ctx, parts, items)
         ctx.forget_media()
 
 
@@ -64,10 +65,31 @@ def _admit(ctx: RequestContext, parts: list[Part]) -> bool:
 
 def _keep(ctx: RequestContext, parts: list[Part], items: list[EncodedItem]) -> None:
     """Note the items; of several parts that turned out to be the same item, prefill is told of one."""
-    by_hash = {item.mm_hash: item for item in items}
-    ctx.leases.drop_unread(by_hash, ctx.services.encoders.leases.release)
+    pieces: dict[int, list[EncodedItem]] = {}
     for part, item in zip(parts, items, strict=True):
-        ctx.items.update(dict.fromkeys(part.places, by_hash[item.mm_hash]))
+        pieces.setdefault(part.places[0], []).append(item)
+    whole = {place: joined(each) for place, each in pieces.items()}
+    learn(whole.values(), ctx.services.scheduling.means)
+    told = {item.mm_hash: place for place, item in whole.items()}
+    read = [item for place in told.values() for item in pieces[place]]
+    ctx.leases.drop_unread(read, ctx.services.encoders.leases.release)
+    for part in parts:
+        ctx.items.update(dict.fromkeys(part.places, whole[told[whole[part.places[0]].mm_hash]]))
+
+
+def _cut(ctx: RequestContext, parts: list[Part]) -> list[Part]:
+    """The parts, with shards in the place of those that several encoders are to work on."""
+    shared, present, encoders = ctx.services.encoders, ctx.serving().__contains__, ctx.peers(Role.ENCODE)
+
+    def made(digest: str) -> bool:
+        return digest in shared.leaders or shared.directory.find(digest, present) is not None
+
+    cut = []
+    for part in parts:
+        modality = modality_of(ctx.request.media[part.places[0]].part)
+        count = degree(part, modality, encoders, len(parts), ctx.services.config.irp_limit, made)
+        cut += shards_of(part, count)
+    return cut
 
 
 async def _distinct(ctx: RequestContext) -> list[Part]:

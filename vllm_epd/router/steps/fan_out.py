@@ -108,5 +108,5 @@ def _take_over(child: RequestContext, prompt: _Prompt) -> None:
     if first is None:
         return
     child.route = first.route
-    if all(item.handle is not None for item in first.items.values()):
+    if all(item.is_offered for item in first.items.values()):
         child.items = dict(first.items)

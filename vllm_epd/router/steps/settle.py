@@ -50,7 +50,7 @@ async def settle(ctx: RequestContext, part: Part, gate: asyncio.Semaphore) -> En
 
 async def _take(ctx: RequestContext, part: Part, known: Known) -> EncodedItem | None:
     """Lease an embedding that was made for another request; None if it cannot be had, for whatever reason."""
-    name = f"{ctx.request_id}-e{part.places[0]}:{secrets.token_hex(8)}"
+    name = f"{ctx.request_id}-{part.label}:{secrets.token_hex(8)}"
     lease = Lease(name, known.lease.key, known.lease.rank, known.lease.nbytes)
     try:
         handle = await ctx.services.encoders.leases.take(known.holder, lease, ctx.request.model, known.item.lora)
@@ -71,7 +71,7 @@ async def _encode(ctx: RequestContext, part: Part) -> EncodedItem:
     Encoding changes nothing that a second try could do twice. vLLM itself fails a request now and then and counts on
     that: when one was aborted on its way, the caches of its two processes disagree about the item of the next one.
     """
-    body = jsonio.encode(encode_body(ctx.request, ctx.request.media[part.places[0]]))
+    body = jsonio.encode(encode_body(ctx.request, ctx.request.media[part.places[0]], part.shard))
     instance = part.room.instance
     if instance not in ctx.serving():
         instance = _another(ctx, part, instance)
@@ -98,7 +98,7 @@ def _another(ctx: RequestContext, part: Part, avoid: Instance) -> Instance:
 
 async def _ask(ctx: RequestContext, part: Part, instance: Instance, body: bytes) -> EncodedItem:
     part.work_at(instance, ctx.services.encoders.sizes.estimate(instance.info))
-    headers = ctx.headers_for(f"-e{part.places[0]}")
+    headers = ctx.headers_for(f"-{part.label}")
     answer = await ctx.services.client.ask(
         Role.ENCODE, instance, ctx.request.api.value, body, headers, timeout_s=ctx.time_for(Role.ENCODE)
     )
@@ -108,10 +108,13 @@ async def _ask(ctx: RequestContext, part: Part, instance: Instance, body: bytes)
 def _note(ctx: RequestContext, part: Part, item: EncodedItem, instance: Instance) -> EncodedItem:
     """Remember what was encoded, for later requests and for the size of the next ones."""
     shared = ctx.services.encoders
+    if item.is_empty:
+        shared.close(part)
+        return item
     ctx.services.metrics.encoded()
     lease = read_lease(item.handle)
     if lease is not None:
-        shared.sizes.note(instance.info.fingerprint, lease.nbytes)
+        shared.sizes.note(instance.info.fingerprint, lease.nbytes * (1 if item.shard is None else item.shard.count))
         if part.digest is not None:
             shared.directory.put(part.digest, Known(item, lease, instance))
     return _keep(ctx, part, item, instance, lease)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Items that two encoders share: the tokens are those of a single server, whatever the number of prefill instances."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.engine.gauges import PROMPTED, metrics
+from tests.engine.own_router import described, own_router
+from tests.engine.system import System
+from tests.engine.test_exactness import TOLERANCE, StartSystem, differences
+from tests.engine.test_topologies import fleet
+from tests.engine.traffic import Json, ask, chat, image_part, video_part
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+ENCODED = "vllm_epd:embedding_pool_encoded_total"
+
+
+def image(seed: int) -> Json:
+    """Thirteen of InternVL's tiles, or nine of MiniCPM-V's slices."""
+    return image_part(seed, (1000, 640))
+
+
+def video(seed: int) -> Json:
+    """Four temporal steps of Qwen2.5-VL."""
+    return video_part(seed, 8, (224, 168))
+
+
+ITEMS: Mapping[str, Callable[[int], Json]] = {"internvl2": image, "minicpm-v-2.6": image, "qwen2.5-vl": video}
+"""What of each family can be cut."""
+
+
+def requests(family: str, seed: int) -> list[Json]:
+    """One item, another one, two of them, and the first one again beside a third; six distinct items in all."""
+    item = ITEMS[family]
+    contents = [[seed], [seed + 100], [seed + 200, seed + 300], [seed + 400, seed + 500, seed + 400]]
+    # Two frames a second make one second for a temporal step, which is what P takes it for.
+    options: Json = {"media_io_kwargs": {"video": {"fps": 2}}} if item is video else {}
+    return [
+        chat([item(each) for each in content], f"Describe {index}.", **options)
+        for index, content in enumerate(contents)
+    ]
+
+
+DISTINCT = 6
+
+
+async def infos(router: str) -> dict[str, list[Json]]:
+    """What the instances behind a router say of themselves, by role."""
+    listed = httpx.get(f"{router}/epd/instances").json()["instances"]
+    found: dict[str, list[Json]] = {}
+    for each in listed:
+        found.setdefault(each["roles"], []).append(await described(each["url"]))
+    return found
+
+
+async def counts(instances: Sequence[Json], name: str) -> list[int]:
+    """One counter of each of the instances."""
+    return [int((await metrics(each["url"]))[name]) for each in instances]
+
+
+@asynccontextmanager
+async def growth(instances: Sequence[Json], name: str) -> AsyncIterator[list[int]]:
+    """By how much a counter of each instance has grown in the `async with` block; filled in at its end."""
+    before, grown = await counts(instances, name), list[int]()
+    yield grown
+    grown += [after - earlier for after, earlier in zip(await counts(instances, name), before, strict=True)]
+
+
+async def check_tokens(system: System, router: str, asked: list[Json]) -> None:
+    wanted = [await ask(system.single, request) for request in asked]
+    assert len({answer.tokens for answer in wanted}) == len(wanted), "the model hardly looks at its input"
+    answers = await asyncio.gather(*(ask(router, request) for request in asked))
+    failures = [differences(got, want, TOLERANCE[system.dtype]) for got, want in zip(answers, wanted, strict=True)]
+    assert not any(failures), failures
+
+
+@pytest.mark.parametrize("family", ITEMS)
+async def test_the_tokens_are_the_same_whether_items_are_cut_or_not(start_system: StartSystem, family: str) -> None:
+    system = start_system(family, "float32")
+    instances = await infos(system.router)
+    encoders, everyone = instances["encode"], [each for group in instances.values() for each in group]
+    for degree, seed in ((2, 7000), (1, 8000)):
+        async with own_router(everyone, irp_degree=degree) as router, growth(encoders, ENCODED) as encoded:
+            await check_tokens(system, router, requests(family, seed))
+        assert sum(encoded) == degree * DISTINCT
+        assert degree == 1 or encoded == [DISTINCT, DISTINCT], "each encoder has made one half of each item"
+
+
+async def test_what_cannot_be_cut_is_encoded_by_one(system: System) -> None:
+    instances = await infos(system.router)
+    everyone = [each for group in instances.values() for each in group]
+    async with own_router(everyone, irp_degree=2) as router, growth(instances["encode"], ENCODED) as encoded:
+        await check_tokens(system, router, [chat([image(9000)]), chat([image(9001)])])
+    assert sum(encoded) == 2
+
+
+@pytest.mark.parametrize("family", ["internvl2"])
+async def test_two_prefill_instances_both_merge_what_they_are_given(
+    start_system: StartSystem, tmp_path: Path, family: str
+) -> None:
+    system = start_system(family, "float32")
+    with fleet(system, "2E2P1D", tmp_path, uuid4().hex, "--epd-pool-bytes", str(2**24)) as own:
+        instances = await infos(own)
+        everyone = [each for group in instances.values() for each in group]
+        async with (
+            own_router(everyone, irp_degree=2) as router,
+            growth(instances["encode"], ENCODED) as encoded,
+            growth(instances["prefill"], PROMPTED) as prompted,
+        ):
+            await check_tokens(system, router, requests(family, 10000))
+    assert encoded == [DISTINCT, DISTINCT]
+    assert all(prompted), "both have prefilled"

@@ -10,12 +10,13 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from tests.engine import stages
 from tests.engine.gauges import PROMPTED, metrics
 from tests.engine.own_router import described, own_router
 from tests.engine.system import System
 from tests.engine.test_exactness import TOLERANCE, StartSystem, differences
 from tests.engine.test_topologies import fleet
-from tests.engine.traffic import Json, ask, chat, image_part, video_part
+from tests.engine.traffic import CHAT, TIMEOUT_S, Json, ask, chat, image_part, video_part
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -40,12 +41,7 @@ def requests(family: str, seed: int) -> list[Json]:
     """One item, another one, two of them, and the first one again beside a third; six distinct items in all."""
     item = ITEMS[family]
     contents = [[seed], [seed + 100], [seed + 200, seed + 300], [seed + 400, seed + 500, seed + 400]]
-    # Two frames a second make one second for a temporal step, which is what P takes it for.
-    options: Json = {"media_io_kwargs": {"video": {"fps": 2}}} if item is video else {}
-    return [
-        chat([item(each) for each in content], f"Describe {index}.", **options)
-        for index, content in enumerate(contents)
-    ]
+    return [chat([item(each) for each in content], f"Describe {index}.") for index, content in enumerate(contents)]
 
 
 DISTINCT = 6
@@ -89,8 +85,8 @@ async def test_the_tokens_are_the_same_whether_items_are_cut_or_not(start_system
     for degree, seed in ((2, 7000), (1, 8000)):
         async with own_router(everyone, irp_degree=degree) as router, growth(encoders, ENCODED) as encoded:
             await check_tokens(system, router, requests(family, seed))
-        assert sum(encoded) == degree * DISTINCT
-        assert degree == 1 or encoded == [DISTINCT, DISTINCT], "each encoder has made one half of each item"
+        assert sum(encoded) == degree * DISTINCT, "two halves of each item, or each of them once"
+        assert all(encoded), "both have encoded"
 
 
 async def test_what_cannot_be_cut_is_encoded_by_one(system: System) -> None:
@@ -115,5 +111,43 @@ async def test_two_prefill_instances_both_merge_what_they_are_given(
             growth(instances["prefill"], PROMPTED) as prompted,
         ):
             await check_tokens(system, router, requests(family, 10000))
-    assert encoded == [DISTINCT, DISTINCT]
+    assert (sum(encoded), all(encoded)) == (2 * DISTINCT, True), "two halves of each item, by both encoders"
     assert all(prompted), "both have prefilled"
+
+
+async def ask_encoder(url: str, part: Json, shard: list[int]) -> httpx.Response:
+    """Have an encode instance encode one shard."""
+    body = {**chat([part], max_tokens=1), "ec_transfer_params": {"epd": {"offer": True, "shard": shard}}}
+    async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+        return await client.post(url + CHAT, json=body)
+
+
+@pytest.mark.parametrize(
+    ("part", "shard", "told"),
+    [
+        (image(9100), [0, 2], None),
+        (image(9100), [1, 2], [1, 1]),
+        (video(9200), [5, 6], [5, 4]),
+        (video(9200), [3, 6], [3, 4]),
+        (video(9200), [1, 2], [1, 2]),
+    ],
+    ids=["first of what is whole", "second of what is whole", "past the last", "the last", "second half"],
+)
+async def test_an_encoder_says_which_part_it_has(
+    system: System, part: Json, shard: list[int], told: list[int] | None
+) -> None:
+    encoder = system.instances("encode")[0]
+    answer = (await ask_encoder(encoder, part, shard)).json()
+    ((key, entry),) = answer["ec_transfer_params"].items()
+    whole = await stages.encode(system, part, encoder)
+    assert (entry.get("item", key), entry["metadata"]) == (whole.key, whole.metadata)
+    assert entry.get("shard") == told
+    assert ("handle" in entry) == (told is None or told[0] < told[1])
+    if told is not None and told[0] < told[1]:
+        assert entry["handle"]["key"] == key == f"{whole.key}:{told[0]}/{told[1]}"
+        assert entry["handle"]["nbytes"] * told[1] == whole.handle["nbytes"]
+
+
+async def test_a_shard_that_there_cannot_be_is_refused(system: System) -> None:
+    response = await ask_encoder(system.instances("encode")[0], image(9300), [2, 2])
+    assert (response.status_code, "shard" in response.text) == (400, True)

@@ -4,8 +4,11 @@
 CONNECTOR = "EPDEmbeddingConnector"
 KV_CONNECTOR = "EPDKVConnector"
 
-MODELS = {"InternVLChatModel": "vllm_epd.compat.internvl:EPDInternVLChatModel"}
-"""Architectures whose parser declares no `embedding_fields` in vLLM, and our subclass that does."""
+MODELS = {
+    "InternVLChatModel": "vllm_epd.compat.internvl:EPDInternVLChatModel",
+    "Qwen2_5_VLForConditionalGeneration": "vllm_epd.compat.qwen:Qwen2_5_VLForConditionalGeneration",
+}
+"""Architectures whose parser in vLLM declares too few `embedding_fields`, and our subclass that declares them."""
 
 _registered = False
 
@@ -22,7 +25,7 @@ def register() -> None:
 
     ECConnectorFactory.register_connector(CONNECTOR, "vllm_epd.connectors.ec", CONNECTOR)
     KVConnectorFactory.register_connector(KV_CONNECTOR, "vllm_epd.connectors.kv", KV_CONNECTOR)
-    # ### PATCH START internvl-fields
+    # ### PATCH START embedding-fields
     for architecture, where in MODELS.items():
         ModelRegistry.register_model(architecture, where)
     # ### PATCH END

@@ -41,7 +41,7 @@ class Metrics:
         )
         self._embeddings = Counter(
             f"{_PREFIX}embeddings",
-            "Distinct media parts of requests, by where their embedding came from.",
+            "Distinct media parts of requests, or their shards, by where their embedding came from.",
             ["source"],
             registry=self._collected,
         )

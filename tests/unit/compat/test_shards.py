@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An item of a request cut down to one part of it."""
 
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,6 +84,15 @@ def test_the_item_itself_is_left_as_it_was() -> None:
     part.data["pixel_values_flat"].data.fill_(-1)
     assert torch.equal(whole.data["pixel_values_flat"].data, tiles(4).data["pixel_values_flat"].data)
     assert (whole.identifier, int(whole.data["image_num_patches"].data)) == ("key", 4)
+
+
+def test_a_part_goes_to_other_processes_without_the_rest() -> None:
+    part = parts(tiles(1000), 4)[1]
+    sent = pickle.dumps(part)
+    assert len(sent) < len(pickle.dumps(tiles(1000))) / 2
+    got = pickle.loads(sent)
+    assert (got.identifier, got.whole.identifier) == ("key:1/4", "key")
+    assert torch.equal(got.data["pixel_values_flat"].data, part.data["pixel_values_flat"].data)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ LAYERS = (
             "roles.lifecycle",
             "router.capacity",
             "router.costs",
+            "router.inline",
             "router.line",
             "router.media",
             "router.ordering",
@@ -72,7 +73,7 @@ LAYERS = (
         "service",
         ("router", "controller", "launch"),
         _words("words config pure"),
-        _words("numpy msgspec omegaconf aiohttp multidict yarl prometheus_client opentelemetry rich"),
+        _words("numpy msgspec omegaconf aiohttp httptools multidict yarl prometheus_client opentelemetry rich"),
     ),
     Layer(
         "vllm",

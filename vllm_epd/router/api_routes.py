@@ -6,6 +6,7 @@ from aiohttp import web
 from vllm_epd.errors import BadRequestError, RequestError
 from vllm_epd.router.context import RequestContext
 from vllm_epd.router.deadlines import read_deadline
+from vllm_epd.router.inline import NOTHING, SHORTEST, Cutter, Inline
 from vllm_epd.router.keys import PIPELINE, REQUEST_ID, SERVICES
 from vllm_epd.router.pipeline import log_failure
 from vllm_epd.router.requests import Api, parse_request
@@ -33,7 +34,7 @@ async def _generate(request: web.Request, api: Api) -> web.StreamResponse:
     sink = ClientSink(request)
     ctx = RequestContext(
         services=services,
-        request=parse_request(api, await _read(request)),
+        request=parse_request(api, *await _read(request)),
         request_id=REQUEST_ID.get(),
         headers={name: request.headers[name] for name in PASSED_ON if name in request.headers},
         sink=sink,
@@ -49,17 +50,20 @@ async def _generate(request: web.Request, api: Api) -> web.StreamResponse:
     return await sink.finish()
 
 
-async def _read(request: web.Request) -> bytes:
-    """The body; unlike `request.read()` it leaves none of it behind in the request."""
+async def _read(request: web.Request) -> tuple[bytes, Inline]:
+    """The body, with long data cut out; unlike `request.read()` it leaves none of it behind in the request."""
     limit = request.app[SERVICES].config.max_body_bytes
-    chunks: list[bytes] = []
+    length = request.content_length
+    if length is not None and length < min(SHORTEST, limit):
+        return b"".join([chunk async for chunk, _ in request.content.iter_chunks()]), NOTHING
+    cutter = Cutter()
     size = 0
-    async for chunk in request.content.iter_any():
+    async for chunk, _ in request.content.iter_chunks():
         size += len(chunk)
         if size > limit:
             raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=size)
-        chunks.append(chunk)
-    return b"".join(chunks)
+        cutter.feed(chunk)
+    return cutter.close()
 
 
 ROUTES = (

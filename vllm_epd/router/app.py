@@ -54,7 +54,7 @@ def create_app(config: RouterConfig, clock: Callable[[], float] = time.monotonic
     registry.watch(lambda: app[SERVICES].recovery.pairs.keep(registry.listed().__contains__))
     for routes in (api_routes.ROUTES, registry_routes.ROUTES, status_routes.ROUTES):
         app.add_routes(routes)
-    app.cleanup_ctx.extend((_open_client, _sweep))
+    app.cleanup_ctx.extend((_close_client, _sweep))
     app.on_shutdown.append(_answer_polls)
     app.on_response_prepare.append(middleware.add_request_id)
     return app
@@ -69,13 +69,12 @@ def serve(config: RouterConfig) -> None:
     asyncio.run(run_until_signal(create_app(config), config))
 
 
-async def _open_client(app: web.Application) -> AsyncIterator[None]:
+async def _close_client(app: web.Application) -> AsyncIterator[None]:
     services = app[SERVICES]
-    await services.client.start()
     yield
     await services.encoders.leases.close()
     await services.kv.close()
-    await services.client.close()
+    services.client.close()
 
 
 async def _sweep(app: web.Application) -> AsyncIterator[None]:

@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP to instances; the one place that knows aiohttp's client errors."""
+"""HTTP to instances; the one place that knows what goes wrong on the way to them."""
 
 import asyncio
-import io
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, nullcontext
-
-import aiohttp
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from types import TracebackType
 
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router.config import Timeouts
+from vllm_epd.router.connection import Connection
+from vllm_epd.router.connections import Connections
 from vllm_epd.router.failures import BrokenOffError, UnreachableError
+from vllm_epd.router.inline import Pieces
 from vllm_epd.router.instances import Instance
 from vllm_epd.types import Role
 
-# Below the 5 s after which vLLM's HTTP server closes an idle connection: one that is being closed must not
-# be taken for a new request, which could not be told from a request that got lost.
-_KEEP_ALIVE_S = 2.0
 _SHOWN = 300
 #: Statuses of an instance that is overloaded or ends; one that is too slow may have been given too little time.
 _UNWELL = frozenset({503})
@@ -25,67 +23,57 @@ _UNWELL = frozenset({503})
 class InstanceAnswer:
     """The answer of an instance that took a request, with its body still to come."""
 
-    def __init__(self, response: aiohttp.ClientResponse, stage: Role, instance: Instance) -> None:
-        self._response = response
+    def __init__(self, connection: Connection, stage: Role, instance: Instance) -> None:
+        self._connection = connection
         self._stage = stage
         self._instance = instance
 
     @property
     def is_stream(self) -> bool:
         """Whether the body is a stream of events."""
-        return self._response.content_type == "text/event-stream"
+        return _content_type(self._connection) == "text/event-stream"
 
     async def read(self) -> bytes:
         """The whole body."""
-        with _mapped_errors(self._stage, self._instance):
-            return await self._response.read()
+        with _Mapped(self._stage, self._instance):
+            return await self._connection.read()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives."""
         while True:
-            with _mapped_errors(self._stage, self._instance):
-                chunk = await self._response.content.readany()
+            with _Mapped(self._stage, self._instance):
+                chunk = await self._connection.read_some()
             if not chunk:
                 return
             yield chunk
 
 
 class InstanceClient:
-    """Sends requests to instances; one per router, open between `start` and `close`.
+    """Sends requests to instances; one per router, until `close`.
 
     A request that is cancelled closes its connection, by which the instance learns to abort it.
     """
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
-        self._session: aiohttp.ClientSession | None = None
+        self._connections = Connections(timeouts.connect_s)
 
-    async def start(self) -> None:
-        """Open the connection pool; once, in the running event loop."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"Accept-Encoding": "identity"},
-        )
+    def close(self) -> None:
+        """Close all connections that nobody uses."""
+        self._connections.close()
 
-    async def close(self) -> None:
-        """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
-
-    @asynccontextmanager
-    async def post(
+    def post(
         self,
         stage: Role,
         instance: Instance,
         path: str,
-        body: bytes,
+        body: bytes | Pieces,
         headers: Mapping[str, str],
         *,
         timeout_s: float | None = None,
         judged: bool = True,
-    ) -> AsyncIterator[InstanceAnswer]:
-        """Send a JSON body; the answer is open for the length of the `async with` block.
+    ) -> AbstractAsyncContextManager[InstanceAnswer]:
+        """Send a JSON body, whole or in pieces; the answer is open for the length of the `async with` block.
 
         It may take `timeout_s`, by default what the stage may take. How a `judged` call ends tells whether the instance
         is well.
@@ -95,48 +83,16 @@ class InstanceClient:
             BrokenOffError: the connection ended before the answer did, or the instance is gone.
             UpstreamError: any other failure, or a status other than 200; status and body come along.
         """
-        with _noted(instance) if judged else nullcontext():
-            async with (
-                _while_there(stage, instance),
-                self._posted(stage, instance, path, body, headers, timeout_s) as answer,
-            ):
-                del body  # an answer may last much longer than what it needs of the question
-                yield answer
-
-    @asynccontextmanager
-    async def _posted(
-        self,
-        stage: Role,
-        instance: Instance,
-        path: str,
-        body: bytes,
-        headers: Mapping[str, str],
-        timeout_s: float | None,
-    ) -> AsyncIterator[InstanceAnswer]:
-        if self._session is None:
-            raise RuntimeError("start() has not been called")
+        pieces = (body,) if isinstance(body, bytes) else body
         total_s = self._timeouts.of(stage) if timeout_s is None else timeout_s
-        timeout = aiohttp.ClientTimeout(total=total_s, sock_connect=self._timeouts.connect_s)
-        with _mapped_errors(stage, instance):
-            response = await self._session.post(
-                instance.info.url + path,
-                data=io.BytesIO(body),
-                headers={**headers, "Content-Type": "application/json"},
-                timeout=timeout,
-                allow_redirects=False,
-            )
-        del body
-        async with response:
-            if response.status != 200:
-                raise await _refusal(response, stage, instance)
-            yield InstanceAnswer(response, stage, instance)
+        return _Call(self._connections, stage, instance, path, pieces, headers, total_s, judged=judged)
 
     async def ask(
         self,
         stage: Role,
         instance: Instance,
         path: str,
-        body: bytes,
+        body: bytes | Pieces,
         headers: Mapping[str, str],
         *,
         timeout_s: float | None = None,
@@ -147,60 +103,122 @@ class InstanceClient:
             return await answer.read()
 
 
-async def _refusal(response: aiohttp.ClientResponse, stage: Role, instance: Instance) -> UpstreamError:
-    with _mapped_errors(stage, instance):
-        body = await response.read()
-    is_json = response.content_type == "application/json"
+class _Call(AbstractAsyncContextManager[InstanceAnswer]):
+    """One request: sent on entry, its connection given back on exit; how it ends is told to the instance's breaker."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        stage: Role,
+        instance: Instance,
+        path: str,
+        pieces: Pieces,
+        headers: Mapping[str, str],
+        total_s: float,
+        *,
+        judged: bool,
+    ) -> None:
+        self._connections = connections
+        self._stage = stage
+        self._instance = instance
+        self._total_s = total_s
+        self._judged = judged
+        self._pieces: Pieces = pieces
+        self._address = connections.address(instance.info.url)
+        self._head = self._address.head(path, headers, sum(map(len, pieces)))
+        self._awaited = instance.awaited(self._give_up)
+
+    async def __aenter__(self) -> InstanceAnswer:
+        if self._judged:
+            self._instance.breaker.tried()
+        try:
+            return await self._send()
+        except BaseException as error:
+            self._judge(error)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end()
+        self._judge(error)
+
+    async def _send(self) -> InstanceAnswer:
+        self._connection = connection = await self._connect()
+        self._limit = asyncio.get_running_loop().call_later(self._total_s, connection.expire)
+        self._awaited.__enter__()
+        try:
+            pieces, self._pieces = self._pieces, ()  # an answer may last much longer than what it needs of the question
+            with _Mapped(self._stage, self._instance):
+                await connection.request(self._head, pieces)
+            if connection.status != 200:
+                raise await _refusal(connection, self._stage, self._instance)
+        except BaseException:
+            self._end()
+            raise
+        return InstanceAnswer(connection, self._stage, self._instance)
+
+    def _end(self) -> None:
+        self._awaited.__exit__(None, None, None)
+        self._limit.cancel()
+        self._connections.release(self._address, self._connection)
+
+    def _give_up(self) -> None:
+        """The instance is known to be gone; its host may not be there to break the connection."""
+        self._connection.give_up("the instance is gone")
+
+    def _judge(self, error: BaseException | None) -> None:
+        """What an instance answers in good order says nothing against it."""
+        if not self._judged:
+            return
+        if error is None:
+            self._instance.breaker.succeeded()
+        elif isinstance(error, (UnreachableError, BrokenOffError)) or getattr(error, "status", None) in _UNWELL:
+            self._instance.breaker.failed()
+
+    async def _connect(self) -> Connection:
+        try:
+            return await self._connections.acquire(self._address)
+        except (OSError, UnicodeError) as error:
+            reason = str(error) or type(error).__name__
+            message = f"{self._stage} instance {self._instance.name} cannot be reached: {reason}"
+            raise UnreachableError(message, stage=self._stage.value, instance=self._instance) from error
+
+
+async def _refusal(connection: Connection, stage: Role, instance: Instance) -> UpstreamError:
+    with _Mapped(stage, instance):
+        body = await connection.read()
+    is_json = _content_type(connection) == "application/json"
     shown = body[:_SHOWN].decode(errors="replace")
     error = UpstreamError(
-        f"{stage} instance {instance.name} answered {response.status}: {shown}",
+        f"{stage} instance {instance.name} answered {connection.status}: {shown}",
         stage=stage.value,
-        status=response.status if response.status >= 400 else 502,
+        status=connection.status if connection.status >= 400 else 502,
         body=body if is_json else None,
     )
-    wait = response.headers.get("Retry-After", "")
+    wait = connection.headers.get("retry-after", "")
     error.retry_after_s = int(wait) if wait.isdecimal() else None
     return error
 
 
-@contextmanager
-def _noted(instance: Instance) -> Iterator[None]:
-    """Tell the breaker of an instance how a call has ended; what it answers in good order says nothing against it."""
-    instance.breaker.tried()
-    try:
-        yield
-    except UpstreamError as error:
-        if isinstance(error, (UnreachableError, BrokenOffError)) or error.status in _UNWELL:
-            instance.breaker.failed()
-        raise
-    instance.breaker.succeeded()
+def _content_type(connection: Connection) -> str:
+    return connection.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-@asynccontextmanager
-async def _while_there(stage: Role, instance: Instance) -> AsyncIterator[None]:
-    """End a `with` block as soon as the instance is known to be gone: its host may not be there to say so."""
-    loop = asyncio.get_running_loop()
-    limit = asyncio.timeout(None)
-    try:
-        async with limit:
-            with instance.awaited(lambda: limit.reschedule(loop.time())):
-                yield
-    except TimeoutError as error:
-        if not limit.expired():
-            raise
-        raise BrokenOffError(f"{stage} instance {instance.name} is gone", stage=stage.value) from error
+class _Mapped(AbstractContextManager[None]):
+    """Turns what a connection raises into our own tree, the most specific first."""
 
+    __slots__ = ("_instance", "_stage")
 
-@contextmanager
-def _mapped_errors(stage: Role, instance: Instance) -> Iterator[None]:
-    """Turn what aiohttp raises into our own tree, the most specific first."""
-    who = f"{stage} instance {instance.name}"
-    try:
-        yield
-    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-        raise UnreachableError(f"{who} cannot be reached: {error}", stage=stage.value, instance=instance) from error
-    except TimeoutError as error:
-        raise UpstreamError(f"{who} did not answer in time", stage=stage.value, status=504) from error
-    except (aiohttp.ClientError, OSError) as error:
+    def __init__(self, stage: Role, instance: Instance) -> None:
+        self._stage = stage
+        self._instance = instance
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if not isinstance(error, OSError):
+            return
+        who = f"{self._stage} instance {self._instance.name}"
+        if isinstance(error, TimeoutError):
+            raise UpstreamError(f"{who} did not answer in time", stage=self._stage.value, status=504) from error
         reason = str(error) or type(error).__name__
-        raise BrokenOffError(f"{who} broke off: {reason}", stage=stage.value) from error
+        raise BrokenOffError(f"{who} broke off: {reason}", stage=self._stage.value) from error

@@ -14,6 +14,7 @@ from vllm_epd.router.encoders import Encoders
 from vllm_epd.router.failures import UnreachableError
 from vllm_epd.router.first_token import RESUME
 from vllm_epd.router.holds import Leases
+from vllm_epd.router.inline import NOTHING
 from vllm_epd.router.instances import Instance, InstanceRegistry
 from vllm_epd.router.jsonio import JsonObject
 from vllm_epd.router.media import EncodedItem
@@ -106,7 +107,7 @@ class RequestContext:
 
     def forget_media(self) -> None:
         """Let go of the media once all of it is encoded."""
-        if (items := self.encoded) is not None:
+        if self.request.raw and self.request.media and (items := self.encoded) is not None:
             self.request = without_media(self.request, items)
 
     @property
@@ -157,7 +158,7 @@ class RequestContext:
 
     def forget_body(self) -> None:
         """Let go of the client's body once the last instance has it; what is kept to start over stays."""
-        self.request = replace(self.request, raw=b"", body={}, media=())
+        self.request = replace(self.request, raw=b"", body={}, media=(), inline=NOTHING)
 
     def serving(self) -> tuple[Instance, ...]:
         """The instances that may be given work and serve the model, and can go on from what was sent."""

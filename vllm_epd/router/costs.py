@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+from vllm_epd.router.inline import NOTHING, Inline
 from vllm_epd.router.media import MEDIA_KEYS, JsonObject, inline_data
 
 PIXELS_PER_TOKEN = 28 * 28
@@ -40,6 +41,8 @@ FIRST_GUESS: Mapping[str, float] = {
 
 #: Characters of base64 that are looked at; a JPEG may have as much before its size.
 _HEADS = (256, 2**17)
+#: Characters of a `data:` URL before its data, with room for parameters.
+_URL_HEAD = 256
 _WEIGHT = 0.1
 #: JPEG markers with the size of the image: all starts of frames, but none of DHT, JPG and DAC among them.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -61,11 +64,11 @@ class Means:
         return self._means[modality]
 
 
-def media_tokens(part: JsonObject, means: Means) -> float:
-    """What one media part is estimated at; at least 1."""
+def media_tokens(part: JsonObject, means: Means, inline: Inline = NOTHING) -> float:
+    """What one media part is estimated at, whose data may be cut out as `inline`; at least 1."""
     modality = modality_of(part)
     data = inline_data(part)
-    known = None if data is None else _inline_tokens(modality, data.text)
+    known = None if data is None else _inline_tokens(modality, *inline.opened(data.text, _HEADS[-1] + _URL_HEAD))
     return max(1.0, means.of(modality) if known is None else known)
 
 
@@ -120,10 +123,11 @@ def image_size(head: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _inline_tokens(modality: str, text: str) -> float | None:
+def _inline_tokens(modality: str, text: str, length: int) -> float | None:
+    """By the beginning of a text that is `length` characters long."""
     if modality == "image":
         return _image_tokens(text)
-    nbytes = (len(text) - _start(text)) * 3 / 4
+    nbytes = (length - _start(text)) * 3 / 4
     if modality == "video":
         return nbytes / VIDEO_BYTES_PER_S * VIDEO_TOKENS_PER_S
     return nbytes / _audio_bytes_per_s(_head(text, _HEADS[0])) * AUDIO_TOKENS_PER_S

@@ -3,8 +3,10 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
 
-from vllm_epd.router import fields
+from vllm_epd.router import fields, jsonio
 from vllm_epd.router.capacity import Ask
 from vllm_epd.router.costs import Means, chat_tokens, completion_tokens, media_tokens, metadata_tokens
 from vllm_epd.router.fields import Dest
@@ -69,7 +71,7 @@ def estimate(request: ClientRequest, means: Means, *, named: bool) -> Demand:
     texts = [chat_tokens(request.body["messages"])] if chat else map(completion_tokens, request.prompts)
     asked = request.max_tokens
     return Demand(
-        media=tuple(media_tokens(each.part, means) for each in request.media),
+        media=tuple(media_tokens(each.part, means, request.inline) for each in request.media),
         texts=tuple(texts),
         answer=float(asked) if type(asked) is int else ANSWER_TOKENS,
         choices=request.n,
@@ -88,8 +90,21 @@ def learn(items: Iterable[EncodedItem], means: Means) -> None:
 _OF_REQUESTS = frozenset({"messages", "prompt", "priority", "session_id", "vllm_xargs"})
 
 
+def _told_apart(request: ClientRequest) -> Any:
+    """The messages with a digest in the place of each mark, which is another one in each request."""
+    if not request.inline:
+        return request.body["messages"]
+    written = jsonio.encode(request.body["messages"])
+    for number, pieces in enumerate(request.inline.data):
+        hashed = sha256()
+        for piece in pieces:
+            hashed.update(piece)
+        written = written.replace(request.inline.marked(number), hashed.hexdigest().encode())
+    return jsonio.decode(written)
+
+
 def _chains(request: ClientRequest) -> tuple[Sequence[Name], ...]:
     context = fields.select(request.api.rules, request.body, Dest.ALL, Dest.PROMPT)
-    prompts = [request.body["messages"]] if request.api is Api.CHAT else [[each] for each in request.prompts]
+    prompts = [_told_apart(request)] if request.api is Api.CHAT else [[each] for each in request.prompts]
     around = {name: value for name, value in context.items() if name not in _OF_REQUESTS}
     return tuple(chain(around, prompt) for prompt in prompts)

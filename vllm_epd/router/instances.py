@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who is there: instances, their epochs and how long ago each was heard of. No I/O; the clock is given."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 
 from vllm_epd.router.breaker import Breaker
@@ -47,17 +48,9 @@ class Instance:
         """What messages call it."""
         return self.info.instance_id
 
-    @contextmanager
-    def busy(self, work: float = 0.0) -> Iterator[None]:
+    def busy(self, work: float = 0.0) -> AbstractContextManager[None]:
         """Count one call of so much work, in tokens, for the length of a `with` block."""
-        self.outstanding += 1
-        self.work += work
-        try:
-            yield
-        finally:
-            self.outstanding -= 1
-            # Sums of floats do not end at 0 by themselves, and what is left over would make equals unequal.
-            self.work = self.work - work if self.outstanding else 0.0
+        return _Busy(self, work)
 
     @contextmanager
     def awaited(self, on_gone: Callable[[], None]) -> Iterator[None]:
@@ -73,6 +66,24 @@ class Instance:
         self.gone = True
         for on_gone in list(self._waiting):
             on_gone()
+
+
+class _Busy(AbstractContextManager[None]):
+    __slots__ = ("_instance", "_work")
+
+    def __init__(self, instance: Instance, work: float) -> None:
+        self._instance = instance
+        self._work = work
+
+    def __enter__(self) -> None:
+        self._instance.outstanding += 1
+        self._instance.work += self._work
+
+    def __exit__(self, *_: object) -> None:
+        instance = self._instance
+        instance.outstanding -= 1
+        # Sums of floats do not end at 0 by themselves, and what is left over would make equals unequal.
+        instance.work = instance.work - self._work if instance.outstanding else 0.0
 
 
 class InstanceRegistry:
@@ -91,6 +102,8 @@ class InstanceRegistry:
         self._instances: dict[str, Instance] = {}
         self._silent: list[Instance] = []
         self._watchers: list[Callable[[], None]] = []
+        self._available: tuple[Instance, ...] | None = None
+        self._due_at = math.inf  # nobody has been silent for too long before that
         self.revision = 0
 
     def watch(self, changed: Callable[[], None]) -> None:
@@ -99,6 +112,8 @@ class InstanceRegistry:
 
     def sweep(self) -> None:
         """Drop those that have not been heard of for too long."""
+        if self._clock() <= self._due_at:
+            return
         silent = [key for key, each in self._instances.items() if self.age_s(each) > self._ttl_s]
         self._silent += [self._instances.pop(key) for key in silent]
         if silent:
@@ -106,10 +121,13 @@ class InstanceRegistry:
         for each in [each for each in self._silent if self.age_s(each) > LOST_TTLS * self._ttl_s]:
             self._silent.remove(each)
             each.is_over()
+        due = [each.seen + self._ttl_s for each in self._instances.values()]
+        self._due_at = min([*due, *(each.seen + LOST_TTLS * self._ttl_s for each in self._silent)], default=math.inf)
 
     def register(self, info: InstanceInfo) -> None:
         """Take in an instance; the same epoch again refreshes it, a new epoch replaces the old one."""
         known = self._instances.get(info.instance_id)
+        self._due_at = min(self._due_at, self._clock() + self._ttl_s)
         if known is not None and known.info.epoch == info.epoch:
             self._refresh(known, info)
             return
@@ -161,7 +179,10 @@ class InstanceRegistry:
 
     def available(self) -> tuple[Instance, ...]:
         """Those that may be given work."""
-        return tuple(instance for instance in self.listed() if not instance.suspended)
+        self.sweep()
+        if self._available is None:
+            self._available = tuple(each for each in self._instances.values() if not each.suspended)
+        return self._available
 
     def age_s(self, instance: Instance) -> float:
         """Seconds since the instance was heard of."""
@@ -196,5 +217,6 @@ class InstanceRegistry:
 
     def _changed(self) -> None:
         self.revision += 1
+        self._available = None
         for changed in self._watchers:
             changed()

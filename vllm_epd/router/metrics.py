@@ -2,7 +2,7 @@
 """What the router counts, for Prometheus."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -30,6 +30,7 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self._collected,
         )
+        self._stage_named: dict[str, Histogram] = {}
         self._instances = Gauge(
             f"{_PREFIX}instances", "Instances that may be given work.", ["role"], registry=self._collected
         )
@@ -104,14 +105,12 @@ class Metrics:
         """Count a request that has got a place at a stage."""
         self._waited.labels(stage.value).observe(seconds)
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> AbstractContextManager[None]:
         """Measure a `with` block as time spent in a stage."""
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            self._stages.labels(name).observe(perf_counter() - start)
+        stage = self._stage_named.get(name)
+        if stage is None:
+            stage = self._stage_named[name] = self._stages.labels(name)
+        return _Timed(stage)
 
     def render(self, available: Iterable[Instance], waiting: Mapping[Role, int]) -> bytes:
         """All numbers in Prometheus' text format, those of other parts of the router as they are now."""
@@ -127,3 +126,16 @@ class Metrics:
             if each.info.roles.encode:
                 self._pool_held.labels(each.name).set(each.pool.used)
         return generate_latest(self._collected)
+
+
+class _Timed(AbstractContextManager[None]):
+    __slots__ = ("_begun", "_stage")
+
+    def __init__(self, stage: Histogram) -> None:
+        self._stage = stage
+
+    def __enter__(self) -> None:
+        self._begun = perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._stage.observe(perf_counter() - self._begun)

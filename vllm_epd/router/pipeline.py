@@ -23,7 +23,7 @@ class Pipeline:
         Raises:
             RequestError: it cannot be served; if `ctx.sink` has started, a part of it was.
         """
-        with ctx.services.recovery.kept(len(ctx.request.raw)) as kept:
+        with ctx.services.recovery.kept(ctx.request.nbytes) as kept:
             ctx.original = ctx.request if kept else None
             try:
                 await serve(self._steps, ctx)

@@ -5,6 +5,7 @@ The client's body is shared by all bodies made from it and never changed.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -13,8 +14,17 @@ from vllm_epd.errors import BadRequestError
 from vllm_epd.router import fields, jsonio
 from vllm_epd.router.embeddings import DESCRIBE, OFFER, ask_shard, transfer_params
 from vllm_epd.router.fields import Dest, Rule, When
+from vllm_epd.router.inline import NOTHING, Inline, Pieces
 from vllm_epd.router.jsonio import JsonObject
-from vllm_epd.router.media import EncodedItem, MediaPart, Shard, find_media, replace_media, strip_uuids
+from vllm_epd.router.media import (
+    EncodedItem,
+    MediaPart,
+    Shard,
+    find_media,
+    inline_data,
+    replace_media,
+    strip_uuids,
+)
 
 #: What makes a vLLM instance keep the KV cache of a prompt for another one.
 KEEP_KV: JsonObject = {
@@ -80,6 +90,7 @@ class ClientRequest:
         media: its media parts, in order of appearance.
         prompts: the prompts of a completion; a chat has one.
         n: choices per prompt.
+        inline: the data of media parts that is cut out of `raw` and `body`, and of what is made from them.
     """
 
     api: Api
@@ -88,6 +99,7 @@ class ClientRequest:
     media: tuple[MediaPart, ...]
     prompts: tuple[Any, ...]
     n: int
+    inline: Inline = NOTHING
 
     @property
     def model(self) -> str | None:
@@ -98,6 +110,15 @@ class ClientRequest:
     def stream(self) -> bool:
         """Whether the answer is a stream of events."""
         return bool(self.body.get("stream"))
+
+    @property
+    def nbytes(self) -> int:
+        """The size of its body."""
+        return len(self.raw) + sum(len(piece) for pieces in self.inline.data for piece in pieces)
+
+    def written(self, body: JsonObject) -> Pieces:
+        """A body made from this request as JSON, with all data in it."""
+        return self.inline.filled(jsonio.encode(body))
 
     @property
     def wants_usage(self) -> bool:
@@ -127,15 +148,26 @@ def without_media(request: ClientRequest, items: Sequence[EncodedItem]) -> Clien
     """
     messages = replace_media(request.body["messages"], request.media, items) if request.media else None
     body = request.body if messages is None else {**request.body, "messages": messages}
-    return replace(request, raw=b"", body=body, media=tuple(each.emptied() for each in request.media))
+    media = tuple(each.emptied() for each in request.media)
+    return replace(request, raw=b"", body=body, media=media, inline=NOTHING)
 
 
-def parse_request(api: Api, raw: bytes) -> ClientRequest:
-    """Read a client's body and refuse what no route can serve.
+def parse_request(api: Api, raw: bytes, inline: Inline = NOTHING) -> ClientRequest:
+    """Read a client's body, out of which long data may be cut, and refuse what no route can serve.
 
     Raises:
         BadRequestError: the client must change the request.
     """
+    if not inline:
+        return _parse(api, raw, NOTHING)
+    with suppress(BadRequestError):
+        request = _parse(api, raw, inline)
+        if _all_in_media(request):
+            return request
+    return _parse(api, b"".join(inline.filled(raw)), NOTHING)
+
+
+def _parse(api: Api, raw: bytes, inline: Inline) -> ClientRequest:
     body = jsonio.decode_request(raw)
     fields.refuse(api.rules, body, When.ALWAYS)
     _check_scalars(body)
@@ -146,7 +178,15 @@ def parse_request(api: Api, raw: bytes) -> ClientRequest:
     else:
         prompts = _prompts(body)
     n = body.get("n")
-    return ClientRequest(api, raw, body, media, prompts, 1 if n is None else n)
+    return ClientRequest(api, raw, body, media, prompts, 1 if n is None else n, inline)
+
+
+def _all_in_media(request: ClientRequest) -> bool:
+    """Whether all that was cut out is the data of media parts, each of which goes where its part goes."""
+    data = [inline_data(each.part) for each in request.media]
+    return sum(each is not None and request.inline.held(each.text) is not None for each in data) == len(
+        request.inline.data
+    )
 
 
 def encode_body(request: ClientRequest, media: MediaPart, shard: Shard | None = None) -> JsonObject:

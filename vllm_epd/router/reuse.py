@@ -3,7 +3,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -25,12 +25,17 @@ def circumstances(request: ClientRequest, group: Fingerprint) -> bytes:
 
 
 def digest(data: InlineData, circumstances: bytes) -> str:
-    """The name of the embedding of some data; takes a while where there is much of it."""
+    """The name of the embedding of some data."""
     hashed = sha256()
     for piece in (circumstances, data.kind.encode(), _canonical(data.options), data.text.encode()):
         hashed.update(len(piece).to_bytes(8, "big"))
         hashed.update(piece)
     return hashed.hexdigest()
+
+
+def hashed(data: InlineData, digest: str) -> InlineData:
+    """A stand-in for data that is kept apart, by the digest of it; no client's own data is of its kind."""
+    return replace(data, kind=f"hashed {data.kind}", text=digest)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

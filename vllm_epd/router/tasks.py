@@ -14,7 +14,10 @@ async def all_or_cancel(parts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     The first failure is raised after the other parts have been cancelled and have ended, so that nothing of
     a failed request is left running. The same holds when the caller is cancelled.
     """
-    tasks = [asyncio.create_task(part) for part in parts]
+    coroutines = list(parts)
+    if len(coroutines) == 1:
+        return [await coroutines[0]]
+    tasks = [asyncio.create_task(each) for each in coroutines]
     try:
         return await asyncio.gather(*tasks)
     except BaseException:

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from random import Random
-from time import perf_counter
+from time import clock_gettime, perf_counter
 
 import aiohttp
+import psutil
 from yarl import URL
 
 from tests.bench import cpu
@@ -19,6 +20,8 @@ from tests.bench.router.http import Client
 from tests.bench.router.results import Passed
 from tests.bench.summary import Summary
 from vllm_epd.launch.ports import free_ports
+
+_CLOCK_OF_PROCESS = 2  # Linux: the low bits of a clock that runs while any thread of a process does
 
 WARM_UP = 20
 ROUNDS = 4
@@ -80,18 +83,22 @@ async def _measure(case: Case, urls: Mapping[str, str]) -> list[Passed]:
     sender = _Sender(f"{head}Content-Length: {bodies.nbytes}\r\n\r\n".encode(), bodies, urls)
     alone = await sender.alone(case.alone)
     processes = cpu.servers({front: url for front, url in urls.items() if front != DIRECT})
-    walls, used = dict.fromkeys(urls, 0.0), dict.fromkeys(processes, 0.0)
+    walls, used = dict.fromkeys(urls, 0.0), dict.fromkeys(urls, 0.0)
     for _ in range(ROUNDS):
         for front in urls:
-            before = cpu.used(processes)
+            before = _used(processes.get(front))
             walls[front] += await sender.loaded(front, case.loaded // ROUNDS, case.concurrency)
-            if front in used:
-                used[front] += cpu.used(processes)[front].all - before[front].all
+            used[front] += _used(processes.get(front)) - before
     sent = case.loaded // ROUNDS * ROUNDS
     return [
-        Passed(front, case, alone[front], sent / walls[front], used[front] / sent if front in used else None)
+        Passed(front, case, alone[front], sent / walls[front], used[front] / sent if front in processes else None)
         for front in urls
     ]
+
+
+def _used(process: psutil.Process | None) -> float:
+    """Seconds of processor time of a process so far, by its own clock: /proc counts in steps of 10 ms."""
+    return 0.0 if process is None else clock_gettime(~process.pid << 3 | _CLOCK_OF_PROCESS)
 
 
 class _Sender:

@@ -374,7 +374,7 @@ async def test_a_method_that_a_route_does_not_have(cluster):
 
 
 async def test_a_bug_of_the_router_is_told_of_and_logged(cluster, monkeypatch, caplog):
-    monkeypatch.setattr("vllm_epd.router.api_routes.parse_request", lambda api, raw: 1 / 0)
+    monkeypatch.setattr("vllm_epd.router.api_routes.parse_request", lambda api, raw, inline: 1 / 0)
     answer = await cluster.chat("x")
     assert (answer.status, answer.error["type"]) == (500, "InternalServerError")
     assert "ZeroDivisionError" in caplog.text

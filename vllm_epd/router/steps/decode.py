@@ -5,13 +5,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 from vllm_epd.errors import UpstreamError
-from vllm_epd.router import jsonio, sse
+from vllm_epd.router import sse
 from vllm_epd.router.answers import clean_answer, opening_failure, says_nothing, split_failure
 from vllm_epd.router.client import InstanceAnswer
 from vllm_epd.router.context import RequestContext
 from vllm_epd.router.continuation import StreamContinuation
 from vllm_epd.router.failures import SERVER_ERROR, BrokenOffError, UnreachableError
 from vllm_epd.router.first_token import may_resume
+from vllm_epd.router.inline import Pieces
 from vllm_epd.router.instances import Instance
 from vllm_epd.router.requests import decode_body
 from vllm_epd.router.sinks import ContinuedSink, NotedSink, PrecededSink, Sink
@@ -86,11 +87,11 @@ def _may_be_continued(ctx: RequestContext, instance: Instance) -> bool:
     return bool(ctx.services.recovery.retries) and not whole and may_resume(ctx.request, ctx.planned.prefill, instance)
 
 
-def _body(ctx: RequestContext) -> bytes:
-    if ctx.planned.alone and ctx.transcript is None:
-        return ctx.request.raw or jsonio.encode(ctx.request.body)
-    tells = ctx.transcript is not None
-    return jsonio.encode(decode_body(ctx.request, ctx.branch, ctx.encoded, ctx.kv, sent=ctx.sent, tells_tokens=tells))
+def _body(ctx: RequestContext) -> Pieces:
+    request, tells = ctx.request, ctx.transcript is not None
+    if ctx.planned.alone and not tells:
+        return request.inline.filled(request.raw) if request.raw else request.written(request.body)
+    return request.written(decode_body(request, ctx.branch, ctx.encoded, ctx.kv, sent=ctx.sent, tells_tokens=tells))
 
 
 @contextmanager

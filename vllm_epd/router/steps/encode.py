@@ -3,23 +3,25 @@
 
 import asyncio
 from functools import partial
+from hashlib import sha256
 
 from vllm_epd.router import jsonio
 from vllm_epd.router.context import RequestContext
 from vllm_epd.router.costs import modality_of
 from vllm_epd.router.demand import learn
 from vllm_epd.router.encoders import Part
+from vllm_epd.router.inline import Inline, Pieces
 from vllm_epd.router.media import EncodedItem, MediaPart, inline_data
 from vllm_epd.router.prefixes import Name, holder, whole
-from vllm_epd.router.reuse import circumstances, digest
+from vllm_epd.router.reuse import circumstances, digest, hashed
 from vllm_epd.router.shards import degree, joined, shards_of
 from vllm_epd.router.steps.settle import settle
 from vllm_epd.router.steps.wait import pick_encoder, room_to_encode
 from vllm_epd.router.tasks import all_or_cancel
 from vllm_epd.types import Role
 
-#: Hashing more than this takes long enough for other requests to notice.
-_HASHED_ASIDE = 256 * 2**10
+#: Other requests get a turn whenever so much has been hashed.
+_TURN = 2**20
 
 
 class EncodeStep:
@@ -97,7 +99,7 @@ async def _distinct(ctx: RequestContext) -> list[Part]:
     around = circumstances(ctx.request, ctx.planned.group)
     found: dict[str | bytes, Part] = {}
     for place, media in enumerate(ctx.request.media):
-        name = await _digest(media, around)
+        name = await _digest(media, around, ctx.request.inline)
         part = found.setdefault(
             name or jsonio.encode(media.part), Part([], name, ctx.demand.media[place], _names(ctx, media))
         )
@@ -109,10 +111,20 @@ def _names(ctx: RequestContext, media: MediaPart) -> list[Name]:
     return whole(media.part) if ctx.services.scheduling.chooser.asks_who_holds(Role.ENCODE) else []
 
 
-async def _digest(media: MediaPart, around: bytes) -> str | None:
+async def _digest(media: MediaPart, around: bytes, inline: Inline) -> str | None:
     data = inline_data(media.part)
     if data is None:
         return None
-    if len(data.text) > _HASHED_ASIDE:
-        return await asyncio.to_thread(digest, data, around)
-    return digest(data, around)
+    pieces = inline.held(data.text)
+    return digest(data if pieces is None else hashed(data, await _hash(pieces)), around)
+
+
+async def _hash(pieces: Pieces) -> str:
+    found, size = sha256(), 0
+    for piece in pieces:
+        found.update(piece)
+        size += len(piece)
+        if size >= _TURN:
+            size = 0
+            await asyncio.sleep(0)
+    return found.hexdigest()

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Have the prompt prefilled by an instance that keeps the KV cache for another one."""
 
-from vllm_epd.router import jsonio
 from vllm_epd.router.answers import decode_answer, handed_over, offered
 from vllm_epd.router.context import RequestContext
 from vllm_epd.router.embeddings import read_description
@@ -52,7 +51,7 @@ class PrefillStep:
 async def _ask(ctx: RequestContext, offer: Offer | None, samples: bool) -> JsonObject:
     instance = ctx.planned.prefill
     transfer = None if offer is None else offer.transfer
-    body = jsonio.encode(
+    body = ctx.request.written(
         prefill_body(ctx.request, ctx.branch, ctx.encoded, offer=transfer, samples=samples, sent=ctx.sent)
     )
     ctx.working = instance

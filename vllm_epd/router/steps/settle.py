@@ -11,13 +11,13 @@ import secrets
 from dataclasses import replace
 
 from vllm_epd.errors import UpstreamError
-from vllm_epd.router import jsonio
 from vllm_epd.router.answers import decode_answer
 from vllm_epd.router.context import RequestContext
 from vllm_epd.router.embeddings import Lease, read_lease, read_offer
 from vllm_epd.router.encoders import Part
 from vllm_epd.router.failures import SERVER_ERROR, UnreachableError
 from vllm_epd.router.holds import Leased
+from vllm_epd.router.inline import Pieces
 from vllm_epd.router.instances import Instance
 from vllm_epd.router.media import EncodedItem
 from vllm_epd.router.placement import has_room
@@ -71,7 +71,7 @@ async def _encode(ctx: RequestContext, part: Part) -> EncodedItem:
     Encoding changes nothing that a second try could do twice. vLLM itself fails a request now and then and counts on
     that: when one was aborted on its way, the caches of its two processes disagree about the item of the next one.
     """
-    body = jsonio.encode(encode_body(ctx.request, ctx.request.media[part.places[0]], part.shard))
+    body = ctx.request.written(encode_body(ctx.request, ctx.request.media[part.places[0]], part.shard))
     instance = part.room.instance
     if instance not in ctx.serving():
         instance = _another(ctx, part, instance)
@@ -96,7 +96,7 @@ def _another(ctx: RequestContext, part: Part, avoid: Instance) -> Instance:
     return pick_encoder(ctx, roomy or others, part)
 
 
-async def _ask(ctx: RequestContext, part: Part, instance: Instance, body: bytes) -> EncodedItem:
+async def _ask(ctx: RequestContext, part: Part, instance: Instance, body: Pieces) -> EncodedItem:
     part.work_at(instance, ctx.services.encoders.sizes.estimate(instance.info))
     headers = ctx.headers_for(f"-{part.label}")
     answer = await ctx.services.client.ask(

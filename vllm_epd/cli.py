@@ -128,6 +128,7 @@ def _add_router_options(parser: argparse.ArgumentParser) -> None:
     add("--irp-degree", metavar="auto|N", help="as how many shards one large image or video is encoded (default: auto)")
     add("--ttft-slo", metavar="S", type=float, dest="ttft_slo_s", help="how soon a first token should come")
     parser.add_argument("--ttl", metavar="S", type=float, help="drop instances that are silent for so long")
+    parser.add_argument("--workers", metavar="N", type=int, help="processes of the router (default: 1)")
 
 
 def _up(options: argparse.Namespace, arguments: list[str]) -> int:
@@ -171,7 +172,7 @@ def _doctor(options: argparse.Namespace, arguments: list[str]) -> int:
 
 def _router_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What is asked of the router, by the names of its settings."""
-    names = ["policy", "order", "max_queue", "ttft_slo_s", "irp_degree"]
+    names = ["workers", "policy", "order", "max_queue", "ttft_slo_s", "irp_degree"]
     names += [f"{stage}_{kind}" for stage in Role for kind in ("policy", "order")]
     return _given({"ttl_s": options.ttl, **{name: getattr(options, name) for name in names}})
 

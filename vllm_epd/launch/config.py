@@ -45,6 +45,7 @@ class RouterOptions:
     ttft_slo_s: float | None = setting(None, "Seconds within which a first token should come.")
     irp_degree: str | None = setting(None, "As how many shards one large media part is encoded, or auto.")
     ttl_s: float | None = setting(None, "Seconds after which a silent instance is dropped.")
+    workers: int | None = setting(None, "Processes of the router.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ class RouterConfig:
     Attributes:
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
+        workers: processes that share the port.
         ttl_s: an instance that has not been heard of for so long is dropped.
         heartbeat_s: how often instances are told to report.
         policy: how to choose among instances in all stages, a name of `policies.POLICIES`; None takes each stage's
@@ -79,6 +80,7 @@ class RouterConfig:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    workers: int = 1
     ttl_s: float = 6.0
     heartbeat_s: float = 2.0
     policy: str | None = None
@@ -112,7 +114,7 @@ class RouterConfig:
             raise ConfigError(f"heartbeat_s must be positive and below ttl_s, got {self.heartbeat_s} and {self.ttl_s}")
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"port must be between 0 and 65535, got {self.port}")
-        for name in ("max_body_bytes", "fan_out", "max_choices", "reuse_entries", "max_queue"):
+        for name in ("workers", "max_body_bytes", "fan_out", "max_choices", "reuse_entries", "max_queue"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.irp_degree != "auto" and not str(self.irp_degree).isdecimal() or self.irp_limit == 0:

@@ -30,6 +30,7 @@ class Instance:
         pool: what requests hold of its embedding pool.
         breaker: open where calls to it have failed lately.
         gone: this start of it is over, so that nobody need wait for its answers.
+        shares: routers that fill that pool, each without knowing of the others; this one counts on its share.
     """
 
     info: InstanceInfo
@@ -41,12 +42,19 @@ class Instance:
     pool: Ledger = field(default_factory=Ledger)
     breaker: Breaker = field(default_factory=lambda: Breaker(time.monotonic))
     gone: bool = False
+    shares: int = 1
     _waiting: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     @property
     def name(self) -> str:
         """What messages call it."""
         return self.info.instance_id
+
+    @property
+    def pool_bytes(self) -> int | None:
+        """How much of its embedding pool may be filled; None if it does not tell."""
+        nbytes = self.info.limits.get("pool_bytes")
+        return None if nbytes is None else nbytes // self.shares
 
     def busy(self, work: float = 0.0) -> AbstractContextManager[None]:
         """Count one call of so much work, in tokens, for the length of a `with` block."""
@@ -96,8 +104,9 @@ class InstanceRegistry:
         revision: grows with each change of who is there, what it does, or whether it may be given work.
     """
 
-    def __init__(self, clock: Callable[[], float], ttl_s: float) -> None:
+    def __init__(self, clock: Callable[[], float], ttl_s: float, *, shares: int = 1) -> None:
         self._clock = clock
+        self._shares = shares
         self._ttl_s = ttl_s
         self._instances: dict[str, Instance] = {}
         self._silent: list[Instance] = []
@@ -192,7 +201,7 @@ class InstanceRegistry:
         for each in [each for each in self._silent if each.info.instance_id == info.instance_id]:
             self._silent.remove(each)
             each.is_over()
-        return Instance(info, self._clock(), breaker=Breaker(self._clock))
+        return Instance(info, self._clock(), breaker=Breaker(self._clock), shares=self._shares)
 
     def _returned(self, info: InstanceInfo) -> Instance | None:
         """The same start of an instance that has been silent for a while."""

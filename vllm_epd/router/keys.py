@@ -8,10 +8,15 @@ from aiohttp import web
 from vllm_epd.router.context import Services
 from vllm_epd.router.peers import PeerTable
 from vllm_epd.router.pipeline import Pipeline
+from vllm_epd.router.workers.siblings import Siblings
+from vllm_epd.router.workers.worker import Worker
 
 SERVICES = web.AppKey("services", Services)
 PEERS = web.AppKey("peers", PeerTable)
 PIPELINE = web.AppKey("pipeline", Pipeline)
+SIBLINGS = web.AppKey("siblings", Siblings)
+#: None where a router is one process.
+WORKER: web.AppKey[Worker | None] = web.AppKey("worker")
 
 REQUEST_ID_HEADER = "X-Request-Id"
 #: Set for the task that serves a request.

@@ -72,6 +72,6 @@ def place(
 
 def has_room(instance: Instance, slot: Slot, nbytes: int) -> bool:
     """Whether the slot fits into the pool; an instance that tells no size of its pool has room for all."""
-    capacity = instance.info.limits.get("pool_bytes")
+    capacity = instance.pool_bytes
     missing = instance.pool.missing(slot, nbytes)
     return capacity is None or not missing or instance.pool.used + missing <= capacity

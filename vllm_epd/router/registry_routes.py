@@ -10,7 +10,7 @@ from aiohttp import web
 from vllm_epd.errors import BadRequestError, ConfigError
 from vllm_epd.router import jsonio
 from vllm_epd.router.instances import Instance, InstanceRegistry
-from vllm_epd.router.keys import PEERS, SERVICES
+from vllm_epd.router.keys import PEERS, SERVICES, SIBLINGS
 from vllm_epd.types import InstanceInfo, RoleSet
 
 _HEARTBEAT_FIELDS = frozenset({"epoch", "roles", "models"})
@@ -20,7 +20,9 @@ _LONGEST_POLL_S = 30.0
 async def register(request: web.Request) -> web.Response:
     """POST: an instance describes itself and is told how often to report."""
     services = request.app[SERVICES]
-    services.registry.register(_instance_info(jsonio.decode_request(await request.read())))
+    info = _instance_info(jsonio.decode_request(await request.read()))
+    services.registry.register(info)
+    await request.app[SIBLINGS].lives(info)
     return _json({"heartbeat_s": services.config.heartbeat_s, "ttl_s": services.config.ttl_s})
 
 
@@ -29,18 +31,20 @@ async def heartbeat(request: web.Request) -> web.Response:
     body = jsonio.decode_request(await request.read())
     if unknown := set(body) - _HEARTBEAT_FIELDS:
         raise BadRequestError(f"unknown heartbeat fields {sorted(unknown)}; known: {sorted(_HEARTBEAT_FIELDS)}")
-    known = _registry(request).heartbeat(
-        request.match_info["instance_id"], _epoch(body.get("epoch")), _roles(body), _models(body)
-    )
-    if not known:
+    registry, instance_id = _registry(request), request.match_info["instance_id"]
+    if not registry.heartbeat(instance_id, _epoch(body.get("epoch")), _roles(body), _models(body)):
         raise _not_registered(request)
+    (info,) = [each.info for each in registry.listed() if each.name == instance_id]
+    await request.app[SIBLINGS].lives(info)
     return _json({})
 
 
 async def remove(request: web.Request) -> web.Response:
     """DELETE: an instance leaves and gets no new work."""
-    if not _registry(request).remove(request.match_info["instance_id"], _epoch(request.query.get("epoch"))):
+    instance_id, epoch = request.match_info["instance_id"], _epoch(request.query.get("epoch"))
+    if not _registry(request).remove(instance_id, epoch):
         raise _not_registered(request)
+    await request.app[SIBLINGS].left(instance_id, epoch)
     return web.Response(status=204)
 
 

@@ -4,6 +4,7 @@
 import asyncio
 import logging
 import signal
+from collections.abc import Callable
 
 from aiohttp import web
 
@@ -22,35 +23,73 @@ async def run_until_signal(app: web.Application, config: RouterConfig) -> None:
     Raises:
         ConfigError: the address cannot be listened on.
     """
-    _show_messages()
-    leave = _signalled()
+    show_messages()
+    leave = _told_by(signal.SIGTERM, signal.SIGINT)
+    await _serve(app, config, leave, lambda port: announce(config, port))
+
+
+async def run_as_worker(app: web.Application, config: RouterConfig, parent: int, ready: Callable[[], None]) -> None:
+    """The same for one of several processes that share the port, until SIGTERM or until `parent` closes.
+
+    Args:
+        app: what to serve.
+        config: where.
+        parent: a file that can be read once the parent is gone.
+        ready: called once it listens.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    leave = _told_by(signal.SIGTERM)
+
+    def orphaned() -> None:
+        asyncio.get_running_loop().remove_reader(parent)
+        leave.set()
+
+    asyncio.get_running_loop().add_reader(parent, orphaned)
+    await _serve(app, config, leave, lambda port: ready(), shared=True)
+
+
+def announce(config: RouterConfig, port: int) -> None:
+    """Say where the router listens."""
+    if config.token is None and config.host not in _LOOPBACK:
+        logger.warning("anyone who reaches %s may register instances; set %s", config.host, TOKEN_ENV)
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    logger.info("router listening on http://%s:%d", host, port)
+
+
+async def _serve(
+    app: web.Application,
+    config: RouterConfig,
+    leave: asyncio.Event,
+    listening: Callable[[int], None],
+    *,
+    shared: bool = False,
+) -> None:
     # The runner stops listening first, then waits for running handlers, and cancels those left after that.
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=config.grace_s)
     await runner.setup()
     try:
-        await _listen(runner, config)
+        try:
+            await web.TCPSite(runner, config.host, config.port, reuse_port=shared or None).start()
+        except OSError as error:
+            raise cannot_listen(config, error) from error
+        listening(runner.addresses[0][1])
         await leave.wait()
         logger.info("router is leaving; running requests have %g s", config.grace_s)
     finally:
         await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, config: RouterConfig) -> None:
-    try:
-        await web.TCPSite(runner, config.host, config.port).start()
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error}") from error
-    if config.token is None and config.host not in _LOOPBACK:
-        logger.warning("anyone who reaches %s may register instances; set %s", config.host, TOKEN_ENV)
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    logger.info("router listening on http://%s:%d", host, runner.addresses[0][1])
+def cannot_listen(config: RouterConfig, error: OSError) -> ConfigError:
+    """The error for an address that is taken, or none of this machine."""
+    return ConfigError(f"cannot listen on {config.host}:{config.port}: {error}")
 
 
-def _signalled() -> asyncio.Event:
+def _told_by(*signals: signal.Signals) -> asyncio.Event:
     """What the first signal sets; a second one has its usual effect."""
     loop = asyncio.get_running_loop()
     came = asyncio.Event()
-    signals = (signal.SIGTERM, signal.SIGINT)
 
     def leave() -> None:
         came.set()
@@ -62,7 +101,7 @@ def _signalled() -> asyncio.Event:
     return came
 
 
-def _show_messages() -> None:
+def show_messages() -> None:
     """As a process of its own the router logs to standard error, unless the caller has decided otherwise."""
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(name)s: %(message)s")

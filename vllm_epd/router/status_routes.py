@@ -10,8 +10,9 @@ from vllm_epd import __version__
 from vllm_epd.router import jsonio
 from vllm_epd.router.failures import error_object
 from vllm_epd.router.instances import Instance
-from vllm_epd.router.keys import SERVICES
+from vllm_epd.router.keys import SERVICES, SIBLINGS, WORKER
 from vllm_epd.router.plan import groups, handover_objection, missing
+from vllm_epd.router.workers.numbers import together
 from vllm_epd.types import Role
 
 
@@ -26,8 +27,10 @@ async def models(request: web.Request) -> web.Response:
 
 
 async def health(request: web.Request) -> web.Response:
-    """GET /health: 200 while the router lives, with what is there."""
-    return _json({"status": "ok", "stages": _stages(_available(request))})
+    """GET /health: 200 while the router lives, with what is there, and which of several processes has answered."""
+    worker = request.app[WORKER]
+    which = {} if worker is None else {"worker": worker.number}
+    return _json({"status": "ok", "stages": _stages(_available(request)), **which})
 
 
 async def ready(request: web.Request) -> web.Response:
@@ -55,11 +58,18 @@ async def show_version(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """GET /metrics, for Prometheus."""
-    services = request.app[SERVICES]
-    waiting = {stage: queue.waiting for stage, queue in services.scheduling.queues.items()}
-    text = services.metrics.render(_available(request), waiting)
+    """GET /metrics, for Prometheus; of all workers, if there are several."""
+    worker, text = request.app[WORKER], own_metrics(request.app)
+    if worker is not None:
+        text = together({worker.number: text.decode(), **await request.app[SIBLINGS].metrics()})
     return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+def own_metrics(app: web.Application) -> bytes:
+    """The numbers of this process."""
+    services = app[SERVICES]
+    waiting = {stage: queue.waiting for stage, queue in services.scheduling.queues.items()}
+    return services.metrics.render(services.registry.available(), waiting)
 
 
 def _available(request: web.Request) -> tuple[Instance, ...]:

@@ -26,6 +26,7 @@ from vllm_epd.types import Role
         ({"heartbeat_s": 6.0}, "heartbeat_s must be positive and below ttl_s"),
         ({"heartbeat_s": 0.0}, "heartbeat_s must be positive"),
         ({"fan_out": 0}, "fan_out must be at least 1"),
+        ({"workers": 0}, "workers must be at least 1"),
         ({"reuse_entries": 0}, "reuse_entries must be at least 1"),
         ({"timeouts": {"lease_s": 0}}, r"timeouts\.lease_s must be positive"),
         ({"grace_s": -1}, "grace_s must not be negative"),

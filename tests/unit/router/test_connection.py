@@ -26,8 +26,10 @@ class Peer:
         self.connections = 0
         self.requests = []
         self.closed = asyncio.Event()
+        self.serving = []
 
     async def serve(self, reader, writer):
+        self.serving.append(asyncio.current_task())
         self.connections += 1
         try:
             while True:
@@ -56,6 +58,7 @@ async def talking_to(*answers, **timeouts):
     finally:
         client.close()
         server.close()
+        await asyncio.gather(*peer.serving)
 
 
 def instance_at(port):
@@ -155,8 +158,10 @@ async def test_a_refusal_in_the_middle_of_a_large_body():
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 4\r\nContent-Type: text/plain\r\n\r\nhuge")
         await writer.drain()
-        await asyncio.sleep(5)
+        await over.wait()
+        writer.transport.abort()
 
+    over = asyncio.Event()
     server = await asyncio.start_server(refuse, "127.0.0.1", 0)
     client = InstanceClient(Timeouts())
     instance = instance_at(server.sockets[0].getsockname()[1])
@@ -164,6 +169,8 @@ async def test_a_refusal_in_the_middle_of_a_large_body():
         async with client.post(Role.DECODE, instance, "/v1", [b"z" * 2**20] * 64, {}):
             pass
     assert raised.value.status == 413
+    over.set()
+    await asyncio.sleep(0.05)
     client.close()
     server.close()
 

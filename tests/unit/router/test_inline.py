@@ -139,7 +139,7 @@ def test_what_is_cut_out_is_estimated_as_if_it_were_there(size):
 
 def test_equal_prompts_are_told_from_others_whatever_their_marks_are():
     def names(data):
-        raw, inline = cut(json.dumps(chat(image(data), text("hi"))).encode(), 1000)
+        raw, inline = cut(json.dumps(chat(image(data), text("hi " * 1000))).encode(), 1000)
         return estimate(parse_request(Api.CHAT, raw, inline), Means(), named=True).names(0)
 
     assert names(LONG) == names(LONG) != names(OTHER)

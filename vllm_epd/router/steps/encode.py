@@ -3,7 +3,8 @@
 
 import asyncio
 from functools import partial
-from hashlib import sha256
+
+from blake3 import blake3
 
 from vllm_epd.router import jsonio
 from vllm_epd.router.context import RequestContext
@@ -120,7 +121,7 @@ async def _digest(media: MediaPart, around: bytes, inline: Inline) -> str | None
 
 
 async def _hash(pieces: Pieces) -> str:
-    found, size = sha256(), 0
+    found, size = blake3(), 0
     for piece in pieces:
         found.update(piece)
         size += len(piece)

@@ -127,8 +127,10 @@ def _add_router_options(parser: argparse.ArgumentParser) -> None:
     add("--max-queue", metavar="N", type=int, help="most requests that wait for a stage (default: 1024)")
     add("--irp-degree", metavar="auto|N", help="as how many shards one large image or video is encoded (default: auto)")
     add("--ttft-slo", metavar="S", type=float, dest="ttft_slo_s", help="how soon a first token should come")
-    parser.add_argument("--ttl", metavar="S", type=float, help="drop instances that are silent for so long")
-    parser.add_argument("--workers", metavar="N", type=int, help="processes of the router (default: 1)")
+    add("--retries", metavar="N", type=int, help="how often a request may start over elsewhere (default: 3)")
+    add("--recovery-bytes", metavar="N", type=int, help="of bodies that are kept for that (default: 256 MiB)")
+    add("--ttl", metavar="S", type=float, help="drop instances that are silent for so long")
+    add("--workers", metavar="N", type=int, help="processes of the router (default: 1)")
 
 
 def _up(options: argparse.Namespace, arguments: list[str]) -> int:
@@ -172,7 +174,7 @@ def _doctor(options: argparse.Namespace, arguments: list[str]) -> int:
 
 def _router_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What is asked of the router, by the names of its settings."""
-    names = ["workers", "policy", "order", "max_queue", "ttft_slo_s", "irp_degree"]
+    names = ["workers", "policy", "order", "max_queue", "ttft_slo_s", "irp_degree", "retries", "recovery_bytes"]
     names += [f"{stage}_{kind}" for stage in Role for kind in ("policy", "order")]
     return _given({"ttl_s": options.ttl, **{name: getattr(options, name) for name in names}})
 

@@ -44,6 +44,8 @@ class RouterOptions:
     max_queue: int | None = setting(None, "Most requests that wait for each stage.")
     ttft_slo_s: float | None = setting(None, "Seconds within which a first token should come.")
     irp_degree: str | None = setting(None, "As how many shards one large media part is encoded, or auto.")
+    retries: int | None = setting(None, "How often a request may start over elsewhere.")
+    recovery_bytes: int | None = setting(None, "Of bodies that are kept for that.")
     ttl_s: float | None = setting(None, "Seconds after which a silent instance is dropped.")
     workers: int | None = setting(None, "Processes of the router.")
 

@@ -111,6 +111,7 @@ def test_command_line_of_an_instance():
         (RouterOptions(encode_order="sjf", ttft_slo_s=2.0), ["--encode-order", "sjf", "--ttft-slo", "2.0"]),
         (RouterOptions(max_queue=5), ["--max-queue", "5"]),
         (RouterOptions(irp_degree="4"), ["--irp-degree", "4"]),
+        (RouterOptions(retries=1, recovery_bytes=0), ["--retries", "1", "--recovery-bytes", "0"]),
         (RouterOptions(workers=4), ["--workers", "4"]),
     ],
 )

@@ -129,6 +129,7 @@ def _add_router_options(parser: argparse.ArgumentParser) -> None:
     add("--ttft-slo", metavar="S", type=float, dest="ttft_slo_s", help="how soon a first token should come")
     add("--retries", metavar="N", type=int, help="how often a request may start over elsewhere (default: 3)")
     add("--recovery-bytes", metavar="N", type=int, help="of bodies that are kept for that (default: 256 MiB)")
+    add("--access-log", metavar="FILE", help="write a line of JSON for each request; - is standard output")
     add("--ttl", metavar="S", type=float, help="drop instances that are silent for so long")
     add("--workers", metavar="N", type=int, help="processes of the router (default: 1)")
 
@@ -174,7 +175,8 @@ def _doctor(options: argparse.Namespace, arguments: list[str]) -> int:
 
 def _router_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What is asked of the router, by the names of its settings."""
-    names = ["workers", "policy", "order", "max_queue", "ttft_slo_s", "irp_degree", "retries", "recovery_bytes"]
+    names = ["workers", "policy", "order", "max_queue", "ttft_slo_s", "irp_degree"]
+    names += ["retries", "recovery_bytes", "access_log"]
     names += [f"{stage}_{kind}" for stage in Role for kind in ("policy", "order")]
     return _given({"ttl_s": options.ttl, **{name: getattr(options, name) for name in names}})
 

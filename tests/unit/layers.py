@@ -50,6 +50,7 @@ LAYERS = (
             "router.policies",
             "router.prefixes",
             "router.rates",
+            "router.timeline",
             "transfer.handshake",
             "transfer.codec_guard",
             "transfer.keys",

@@ -71,4 +71,4 @@ class WorkerHalf:
                 store.put(offer.key, cache[offer.key], offer.nbytes)
                 store.lease(offer.key, offer.lease, self._lease_s)
         except PoolError as error:
-            logger.error("embedding %s is not offered: %s", offer.key, error)
+            logger.error("embedding %s is not offered as %s: %s", offer.key, offer.lease, error)

@@ -62,4 +62,4 @@ class KVWorkerHalf:
             store.fill(order.key, shape[0] * shape[1], shape, torch.uint8, gather, on_device=self._on_device)
             store.lease(order.key, order.lease, self._lease_s)
         except PoolError as error:
-            logger.error("KV chunk %s is not offered: %s", order.key, error)
+            logger.error("KV chunk %s is not offered as %s: %s", order.key, order.lease, error)

@@ -46,6 +46,7 @@ class RouterOptions:
     irp_degree: str | None = setting(None, "As how many shards one large media part is encoded, or auto.")
     retries: int | None = setting(None, "How often a request may start over elsewhere.")
     recovery_bytes: int | None = setting(None, "Of bodies that are kept for that.")
+    access_log: str | None = setting(None, "File for a line of JSON for each request, - for the router's own log.")
     ttl_s: float | None = setting(None, "Seconds after which a silent instance is dropped.")
     workers: int | None = setting(None, "Processes of the router.")
 

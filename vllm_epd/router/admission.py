@@ -25,7 +25,6 @@ class StageQueue:
         order: Order,
         capacity: int,
         clock: Callable[[], float],
-        waited: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         """Make an empty queue.
 
@@ -34,13 +33,11 @@ class StageQueue:
             order: who comes first.
             capacity: how many may wait, of all queues together.
             clock: seconds, that of the tickets.
-            waited: is told how long each request has waited that got in.
         """
         self.stage = stage
         self._order = order
         self._capacity = capacity
         self._clock = clock
-        self._waited = waited
         self._queues: dict[Hashable, Line[asyncio.Event]] = {}
         self._drain = DrainRate()
 
@@ -96,7 +93,6 @@ class StageQueue:
         """
         began = self._clock()
         if group not in self._queues and attempt():
-            self._waited(0.0)
             return
         self._check(ticket, limit)
         end = until if limit is None else min(until, limit)
@@ -110,7 +106,6 @@ class StageQueue:
                 f"the time limit of the request was over before {self.stage} could begin",
                 retry_after_s=retry_after_s(self._drain.wait_s(self._work())),
             ) from None
-        self._waited(self._clock() - began)
 
     def wake(self, group: Hashable) -> None:
         """Let the request in front try again."""

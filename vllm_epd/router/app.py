@@ -44,14 +44,13 @@ def create_app(
     app = web.Application(client_max_size=config.max_body_bytes, middlewares=middleware.CHAIN)
     registry = InstanceRegistry(clock, config.ttl_s, shares=1 if worker is None else worker.count)
     client = InstanceClient(config.timeouts)
-    metrics = Metrics()
-    scheduling = Scheduling.of(config, metrics, clock)
+    scheduling = Scheduling.of(config, clock)
     app[SERVICES] = Services(
         config=config,
         registry=registry,
         client=client,
         scheduling=scheduling,
-        metrics=metrics,
+        metrics=Metrics(),
         encoders=Encoders(LeaseClient(client, config), config.reuse_entries, scheduling.queues[Role.ENCODE]),
         kv=KvClient(client, config),
         recovery=Recovery(config.retries, config.recovery_bytes, clock),
@@ -66,7 +65,7 @@ def create_app(
         app.add_routes(routes)
     app.cleanup_ctx.extend((_close_client, _sweep, _among_siblings))
     app.on_shutdown.append(_answer_polls)
-    app.on_response_prepare.append(middleware.add_request_id)
+    app.on_response_prepare.append(middleware.add_headers)
     return app
 
 

@@ -65,6 +65,11 @@ class PairBreakers:
         breaker = self._breakers.get(_Pair(first, second))
         return breaker is None or breaker.allows
 
+    @property
+    def parted(self) -> int:
+        """How many pairs may not be given work together."""
+        return sum(not breaker.allows for breaker in self._breakers.values())
+
     def failed(self, first: Hashable, second: Hashable) -> None:
         """What the two were to do together has failed."""
         self._breakers.setdefault(_Pair(first, second), Breaker(self._clock)).failed()

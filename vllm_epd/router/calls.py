@@ -10,6 +10,7 @@ from vllm_epd.router import jsonio
 from vllm_epd.router.client import InstanceClient
 from vllm_epd.router.config import RouterConfig
 from vllm_epd.router.instances import Instance
+from vllm_epd.router.record import REQUEST_ID_HEADER, request_id
 from vllm_epd.types import Role
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class AdminCalls:
             instance,
             path,
             jsonio.encode(body),
-            self._headers,
+            {**self._headers, REQUEST_ID_HEADER: request_id()},
             timeout_s=self._timeout_s,
             judged=False,
         )
@@ -77,4 +78,4 @@ class AdminCalls:
         try:
             await self.ask(instance, path, body)
         except UpstreamError as error:
-            logger.info("%s could not be told %s: %s", instance.name, path, error)
+            logger.info("request %s: %s could not be told %s: %s", request_id(), instance.name, path, error)

@@ -75,6 +75,7 @@ class RouterConfig:
             their media has been encoded or a decode instance has them.
         grace_s: how long running requests may go on after SIGTERM.
         timeouts: how long to wait for instances.
+        access_log: file for one line of JSON for each request for an answer, `-` for standard output; None writes none.
         token: secret of the registration API; None leaves it open.
     """
 
@@ -102,6 +103,7 @@ class RouterConfig:
     recovery_bytes: int = 256 * 2**20
     grace_s: float = 30.0
     timeouts: Timeouts = field(default_factory=Timeouts)
+    access_log: str | None = None
     token: str | None = field(default_factory=lambda: os.environ.get(TOKEN_ENV) or None, repr=False)
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ from vllm_epd.router.metrics import Metrics
 from vllm_epd.router.offers import KvClient, Offer
 from vllm_epd.router.opening import Opening
 from vllm_epd.router.plan import Route, peers, serving
+from vllm_epd.router.record import REQUEST_ID_HEADER, Record
 from vllm_epd.router.recovery import Recovery
 from vllm_epd.router.requests import Branch, ClientRequest, without_media
 from vllm_epd.router.scheduling import Scheduling
@@ -54,6 +55,7 @@ class RequestContext:
         request_id: the client's, or ours; instances are told it with a suffix for the stage.
         headers: headers of the client that instances get too.
         sink: where the answer goes.
+        record: what is noted of it; that of the whole request, for its branches too.
         branch: which prompt and choice this is about.
         deadline: when it came, and until when it is wanted.
         demand: what it is estimated at; measured while its media is at hand.
@@ -76,6 +78,7 @@ class RequestContext:
     request_id: str
     headers: Mapping[str, str]
     sink: Sink
+    record: Record = field(default_factory=Record)
     branch: Branch = field(default_factory=Branch)
     deadline: Deadline = field(default_factory=Deadline)
     demand: Demand = field(default_factory=Demand)
@@ -116,6 +119,11 @@ class RequestContext:
         if self.transcript is not None:
             return self.transcript.tokens
         return () if self.opening is None else (self.opening.token,)
+
+    def turn_to(self, stage: Role, instance: Instance) -> None:
+        """An instance is to prefill or decode."""
+        self.working = instance
+        self.record.asked(stage, instance.name)
 
     def note_failure(self, error: UpstreamError) -> bool:
         """Remember who failed; whether the request could be tried again as far as it knows itself."""
@@ -189,4 +197,4 @@ class RequestContext:
 
     def headers_for(self, suffix: str = "") -> dict[str, str]:
         """The headers of one call to an instance."""
-        return {**self.headers, "X-Request-Id": self.request_id + suffix}
+        return {**self.headers, REQUEST_ID_HEADER: self.request_id + suffix}

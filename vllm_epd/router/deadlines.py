@@ -28,6 +28,11 @@ class Deadline:
     due: float | None = None
     limit: float | None = None
 
+    @property
+    def target_s(self) -> float | None:
+        """How soon after the arrival the first token should be there."""
+        return None if self.due is None else self.due - self.arrived
+
     def left_s(self, now: float, most: float) -> float:
         """How long a call may take that may take `most` otherwise.
 

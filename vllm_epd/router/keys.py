@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Under which keys the application carries things, and the id of the request being served."""
-
-from contextvars import ContextVar
+"""Under which keys the application carries things."""
 
 from aiohttp import web
 
@@ -17,7 +15,3 @@ PIPELINE = web.AppKey("pipeline", Pipeline)
 SIBLINGS = web.AppKey("siblings", Siblings)
 #: None where a router is one process.
 WORKER: web.AppKey[Worker | None] = web.AppKey("worker")
-
-REQUEST_ID_HEADER = "X-Request-Id"
-#: Set for the task that serves a request.
-REQUEST_ID: ContextVar[str] = ContextVar("request_id")

@@ -11,17 +11,17 @@ from contextlib import nullcontext
 from aiohttp import web
 
 from vllm_epd.errors import RequestError
-from vllm_epd.router import jsonio
+from vllm_epd.router import access, jsonio
 from vllm_epd.router.failures import UnauthorizedError, error_object, error_response
-from vllm_epd.router.keys import REQUEST_ID, REQUEST_ID_HEADER, SERVICES
+from vllm_epd.router.keys import SERVICES
 from vllm_epd.router.pipeline import log_failure
+from vllm_epd.router.record import CLIENT_GONE, RECORD, REQUEST_ID_HEADER, Record
+from vllm_epd.router.timeline import Timeline, server_timing
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 logger = logging.getLogger(__name__)
 
-#: How a request is counted whose client went away.
-CLIENT_GONE = 499
 #: What instances ask, not clients.
 _OWN = "/epd/"
 _TYPES = {404: "NotFoundError", 405: "MethodNotAllowedError", 413: "RequestTooLargeError"}
@@ -29,20 +29,24 @@ _TYPES = {404: "NotFoundError", 405: "MethodNotAllowedError", 413: "RequestTooLa
 
 @web.middleware
 async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Keep the client's request id, or make one."""
-    REQUEST_ID.set(request.headers.get(REQUEST_ID_HEADER) or uuid.uuid4().hex)
+    """Keep the client's request id, or make one; what is noted of the request begins here."""
+    found = request.headers.get(REQUEST_ID_HEADER) or uuid.uuid4().hex
+    RECORD.set(Record(found, Timeline(request.app[SERVICES].scheduling.clock)))
     return await handler(request)
 
 
-async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
-    """Return the request id, in streams too."""
-    response.headers[REQUEST_ID_HEADER] = REQUEST_ID.get()
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Return the request id, and what the time until now went to; in streams and with errors too."""
+    record = RECORD.get()
+    response.headers[REQUEST_ID_HEADER] = record.request_id
+    if record.api is not None:
+        response.headers["Server-Timing"] = server_timing(record.timeline)
 
 
 @web.middleware
 async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Count requests by route and status."""
-    metrics = request.app[SERVICES].metrics
+    """Count requests by route and status, and tell the log of those for an answer how they went."""
+    record, metrics = RECORD.get(), request.app[SERVICES].metrics
     resource = request.match_info.route.resource
     route = resource.canonical if resource is not None else "other"
     status = CLIENT_GONE
@@ -52,10 +56,13 @@ async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
             response = await handler(request)
             status = response.status
         except (asyncio.CancelledError, ConnectionResetError):
-            logger.info("request %s: the client went away", REQUEST_ID.get())
+            logger.info("request %s: the client went away", record.request_id)
             raise
         finally:
             metrics.answered(route, status)
+            if record.api is not None:
+                metrics.ended(record, status)
+                access.write(record, status)
     return response
 
 
@@ -65,14 +72,17 @@ async def spell_errors(request: web.Request, handler: Handler) -> web.StreamResp
     try:
         return await handler(request)
     except RequestError as error:
-        log_failure(REQUEST_ID.get(), error)
+        RECORD.get().fail(error)
+        log_failure(RECORD.get().request_id, error)
         return error_response(error)
     except web.HTTPException as error:
+        RECORD.get().fail(error)
         return _as_json(error)
     except ConnectionResetError:
         raise
-    except Exception:
-        logger.exception("request %s met a bug of the router", REQUEST_ID.get())
+    except Exception as error:
+        RECORD.get().fail(error)
+        logger.exception("request %s met a bug of the router", RECORD.get().request_id)
         body = error_object("the router failed; its log says why", "InternalServerError", 500)
         return web.Response(body=jsonio.encode(body), status=500, content_type="application/json")
 

@@ -14,6 +14,8 @@ from vllm_epd.types import Role, kv_epoch
 
 _EXPECT = "/epd/kv/expect"
 _FORGET = "/epd/kv/forget"
+#: So much of a request's id is in the name of its transfer; every chunk of a KV cache is known by that name.
+_SHOWN = 64
 
 
 class Offer:
@@ -23,14 +25,14 @@ class Offer:
     can fetch what is there already. That is a hint: the answer of P says what D needs.
 
     Attributes:
-        transfer: name of the offer.
+        transfer: name of the offer, which begins with the id of the request and cannot be guessed.
         prefill: the instance that offers it.
         seat: the place of the request at the instance that is to have it.
         taken: a decode instance has the request, and gives back what P keeps for it.
     """
 
-    def __init__(self, calls: Mapping[Role, AdminCalls], prefill: Instance, seat: Seat) -> None:
-        self.transfer = secrets.token_hex(16)
+    def __init__(self, calls: Mapping[Role, AdminCalls], request_id: str, prefill: Instance, seat: Seat) -> None:
+        self.transfer = f"{request_id[:_SHOWN]}-{secrets.token_hex(16)}"
         self.prefill = prefill
         self.seat = seat
         self.taken = False
@@ -72,9 +74,9 @@ class KvClient:
     def __init__(self, client: InstanceClient, config: RouterConfig) -> None:
         self._calls = {role: AdminCalls(role, client, config) for role in (Role.PREFILL, Role.DECODE)}
 
-    def offer(self, prefill: Instance, seat: Seat) -> Offer:
+    def offer(self, request_id: str, prefill: Instance, seat: Seat) -> Offer:
         """A new offer, of which the instance of the seat learns at once; the seat ends with the offer."""
-        return Offer(self._calls, prefill, seat)
+        return Offer(self._calls, request_id, prefill, seat)
 
     async def close(self) -> None:
         """Tell what is still to be told, and nothing after that."""

@@ -5,13 +5,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router.breaker import PairBreakers
 from vllm_epd.router.retries import RetryBudget, Tries
+from vllm_epd.router.timeline import Span
 
 if TYPE_CHECKING:
     from vllm_epd.router.context import RequestContext
@@ -22,7 +23,9 @@ logger = logging.getLogger(__name__)
 class Step(Protocol):
     """One stage of the way of a request."""
 
-    name: str
+    @property
+    def span(self) -> Span | None:
+        """What its time counts as; None where that is the time of other steps which it runs."""
 
     def applies(self, ctx: "RequestContext") -> bool:
         """Whether the request needs this step, and has not got past it in an earlier attempt."""
@@ -61,7 +64,7 @@ async def run_steps(steps: Sequence[Step], ctx: "RequestContext") -> None:
     """Run the steps that apply, in order."""
     for step in steps:
         if step.applies(ctx):
-            with ctx.services.metrics.stage(step.name):
+            with nullcontext() if step.span is None else ctx.record.timeline.during(step.span):
                 await step.run(ctx)
 
 
@@ -83,6 +86,8 @@ async def serve(steps: Sequence[Step], ctx: "RequestContext") -> None:
             if not ctx.note_failure(error) or not tries.another(error) or not recovery.budget.withdraw():
                 raise
             ctx.services.metrics.retried(error.stage)
+            ctx.record.retries[error.stage] += 1
             logger.warning("request %s starts over: %s", ctx.request_id, error)
             ctx.start_over(error)
-        await asyncio.sleep(tries.backoff_s(recovery.random))
+        with ctx.record.timeline.during(Span.BACKOFF):
+            await asyncio.sleep(tries.backoff_s(recovery.random))

@@ -5,13 +5,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 from vllm_epd.router.admission import StageQueue
 from vllm_epd.router.config import RouterConfig
 from vllm_epd.router.costs import Means
 from vllm_epd.router.instances import Instance, InstanceRegistry
-from vllm_epd.router.metrics import Metrics
 from vllm_epd.router.ordering import order_named
 from vllm_epd.router.policies import Load, Policy, cache_aware, policy_named
 from vllm_epd.router.prefixes import Holders, holder
@@ -69,7 +67,7 @@ class Scheduling:
     paces: Mapping[Role, Pace] = field(default_factory=lambda: {role: Pace() for role in Role})
 
     @classmethod
-    def of(cls, config: RouterConfig, metrics: Metrics, clock: Callable[[], float]) -> "Scheduling":
+    def of(cls, config: RouterConfig, clock: Callable[[], float]) -> "Scheduling":
         """What the configuration asks for, with nothing in it yet."""
         return cls(
             clock=clock,
@@ -80,7 +78,6 @@ class Scheduling:
                     order_named(config.order_of(role)),
                     config.max_queue,
                     clock,
-                    partial(metrics.waited, role),
                 )
                 for role in Role
             },

@@ -2,6 +2,7 @@
 """Where an answer goes: to the client, or into the answer that several branches make together."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from aiohttp import web
@@ -35,8 +36,10 @@ class Sink(Protocol):
 class ClientSink:
     """Sends the answer to the client that asked."""
 
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.Request, begin: Callable[[], None] = lambda: None) -> None:
+        """Answer `request`; `begin` is called before the first events of a stream go out."""
         self._request = request
+        self._begin = begin
         self._stream: web.StreamResponse | None = None
         self._whole: web.Response | None = None
 
@@ -52,6 +55,7 @@ class ClientSink:
     async def events(self, events: bytes) -> None:
         """Send events at once; the status line goes out with the first ones."""
         if self._stream is None:
+            self._begin()
             stream = web.StreamResponse(headers={"Cache-Control": "no-cache"})
             stream.content_type = "text/event-stream"
             stream.charset = "utf-8"

@@ -69,7 +69,7 @@ def own_metrics(app: web.Application) -> bytes:
     """The numbers of this process."""
     services = app[SERVICES]
     waiting = {stage: queue.waiting for stage, queue in services.scheduling.queues.items()}
-    return services.metrics.render(services.registry.available(), waiting)
+    return services.metrics.render(services.registry.listed(), waiting, services.recovery.pairs.parted)
 
 
 def _available(request: web.Request) -> tuple[Instance, ...]:

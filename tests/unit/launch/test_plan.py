@@ -109,7 +109,7 @@ def test_command_line_of_an_instance():
         (RouterOptions(), []),
         (RouterOptions(policy="round_robin", ttl_s=9.0), ["--policy", "round_robin", "--ttl", "9.0"]),
         (RouterOptions(encode_order="sjf", ttft_slo_s=2.0), ["--encode-order", "sjf", "--ttft-slo", "2.0"]),
-        (RouterOptions(max_queue=5), ["--max-queue", "5"]),
+        (RouterOptions(max_queue=5, access_log="-"), ["--max-queue", "5", "--access-log", "-"]),
         (RouterOptions(irp_degree="4"), ["--irp-degree", "4"]),
         (RouterOptions(retries=1, recovery_bytes=0), ["--retries", "1", "--recovery-bytes", "0"]),
         (RouterOptions(workers=4), ["--workers", "4"]),

@@ -179,6 +179,20 @@ async def soon(condition):
     raise AssertionError("it did not happen in 20 s")
 
 
+def hold(*fakes):
+    """Have instances wait before they answer."""
+    for fake in fakes:
+        fake.arrived.clear()
+        fake.does.hold = asyncio.Event()
+
+
+async def answers_after(clock, fake, seconds):
+    """Have an instance that waits answer what it is asked first, after some time."""
+    await fake.arrived.wait()
+    clock.now += seconds
+    fake.does.hold.set()
+
+
 @pytest.fixture
 def clock():
     return Clock()

@@ -22,9 +22,8 @@ class Room:
     def __init__(self, places=0, order=fcfs, capacity=100):
         self.places = places
         self.taken = []
-        self.waited = []
         self.now = 0.0
-        self.queue = StageQueue("prefill", order, capacity, lambda: self.now, self.waited.append)
+        self.queue = StageQueue("prefill", order, capacity, lambda: self.now)
 
     def attempt(self, name, size=1):
         def take():
@@ -213,17 +212,6 @@ async def test_who_is_too_late_while_it_waits_leaves():
     with pytest.raises(TooLateError, match="was over before prefill could begin"):
         await task
     assert room.queue.waiting == 0
-
-
-async def test_how_long_requests_have_waited_is_told():
-    room = Room(1)
-    await room.enter("at once")
-    task = room.enter("later")
-    await waiting(room, 1)
-    room.now = 3.0
-    await room.free(1)
-    await task
-    assert room.waited == [0.0, 3.0]
 
 
 async def test_everyone_gets_in_once_however_many_leave():

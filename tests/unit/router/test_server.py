@@ -2,6 +2,7 @@
 """The router as a process: it says where it listens, and leaves in good order."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -18,13 +19,13 @@ ROOT = Path(__file__).parents[3]
 CODE = """
 from vllm_epd.router.app import serve
 from vllm_epd.router.config import RouterConfig
-serve(RouterConfig(host={host!r}, port={port}, grace_s={grace}))
+serve(RouterConfig(host={host!r}, port={port}, grace_s={grace}, access_log={access_log!r}))
 """
 
 
 @asynccontextmanager
-async def _router(host="127.0.0.1", port=0, grace=10.0):
-    code = CODE.format(host=host, port=port, grace=grace)
+async def _router(host="127.0.0.1", port=0, grace=10.0, access_log=None):
+    code = CODE.format(host=host, port=port, grace=grace, access_log=access_log)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stderr=asyncio.subprocess.PIPE, env=env)
     try:
@@ -105,6 +106,17 @@ async def test_an_address_that_is_taken(session):
             _, said = await asyncio.wait_for(second.communicate(), 30)
             assert second.returncode != 0
             assert f"cannot listen on 127.0.0.1:{port}".encode() in said
+
+
+async def test_it_writes_the_access_log_that_is_asked_for(session, tmp_path):
+    file = tmp_path / "access.jsonl"
+    async with _router(access_log=str(file)) as process:
+        url = await _url(process)
+        body = {"model": "tiny", "messages": []}
+        async with session.post(url + "/v1/chat/completions", json=body, headers={"X-Request-Id": "abc"}) as answer:
+            assert answer.status == 503
+        (line,) = file.read_text().splitlines()
+        assert (json.loads(line)["request_id"], json.loads(line)["reason"]) == ("abc", "NoInstanceError")
 
 
 async def test_an_open_registration_api_is_warned_of():

@@ -17,6 +17,7 @@ from vllm_epd.router.instances import Instance
 from vllm_epd.router.requests import decode_body
 from vllm_epd.router.sinks import ContinuedSink, NotedSink, PrecededSink, Sink
 from vllm_epd.router.steps.wait import seat_to_decode
+from vllm_epd.router.timeline import Span
 from vllm_epd.router.transcript import Transcript
 from vllm_epd.types import Role
 
@@ -31,7 +32,7 @@ class DecodeStep:
     It keeps the request's own id, so that the client's answer carries the id that a single server gives.
     """
 
-    name = _STAGE
+    span = Span.DECODE
 
     def applies(self, ctx: RequestContext) -> bool:
         """Always, but for what has been answered as several branches, or by P alone."""
@@ -40,7 +41,8 @@ class DecodeStep:
     async def run(self, ctx: RequestContext) -> None:
         """Generate, and give the answer to the sink."""
         seat = await seat_to_decode(ctx)
-        ctx.working = instance = seat.instance
+        instance = seat.instance
+        ctx.turn_to(Role.DECODE, instance)
         ctx.hold.close()
         sink = _sink(ctx, instance)
         index = ctx.branch.index

@@ -19,6 +19,7 @@ from vllm_epd.router.shards import degree, joined, shards_of
 from vllm_epd.router.steps.settle import settle
 from vllm_epd.router.steps.wait import pick_encoder, room_to_encode
 from vllm_epd.router.tasks import all_or_cancel
+from vllm_epd.router.timeline import Span
 from vllm_epd.types import Role
 
 #: Other requests get a turn whenever so much has been hashed.
@@ -32,7 +33,7 @@ class EncodeStep:
     has some.
     """
 
-    name = Role.ENCODE.value
+    span = Span.ENCODE
 
     def applies(self, ctx: RequestContext) -> bool:
         """If media is encoded apart from prefill."""

@@ -37,7 +37,7 @@ class _Prompt:
 class FanOutStep:
     """Runs prefill and decode for each branch of a request that has several."""
 
-    name = "fan_out"
+    span = None
 
     def __init__(self, pair: tuple[Step, Step]) -> None:
         self._prefill, self._decode = pair

@@ -10,6 +10,7 @@ from vllm_epd.router.offers import Offer
 from vllm_epd.router.requests import EPD, prefill_body
 from vllm_epd.router.steps.open import open_answer
 from vllm_epd.router.steps.wait import seats_to_prefill
+from vllm_epd.router.timeline import Span
 from vllm_epd.types import Role
 
 
@@ -23,7 +24,7 @@ class PrefillStep:
     strands it for that long over NIXL; over our own connector P is told.
     """
 
-    name = Role.PREFILL.value
+    span = Span.PREFILL
 
     def applies(self, ctx: RequestContext) -> bool:
         """If another instance decodes."""
@@ -33,7 +34,7 @@ class PrefillStep:
         """Prefill; learn of the media what P encoded itself; have the answer opened if its first token is P's."""
         ctx.close_offer()
         place, decode = await seats_to_prefill(ctx)
-        ctx.offer = offer = None if decode is None else ctx.services.kv.offer(place.instance, decode)
+        ctx.offer = offer = None if decode is None else ctx.services.kv.offer(ctx.request_id, place.instance, decode)
         samples = offer is not None and not ctx.sent and may_resume(ctx.request, ctx.planned.prefill, offer.decoder)
         with ctx.services.scheduling.timed(Role.PREFILL, place.ask.work):
             answer = await _ask(ctx, offer, samples)
@@ -54,7 +55,7 @@ async def _ask(ctx: RequestContext, offer: Offer | None, samples: bool) -> JsonO
     body = ctx.request.written(
         prefill_body(ctx.request, ctx.branch, ctx.encoded, offer=transfer, samples=samples, sent=ctx.sent)
     )
-    ctx.working = instance
+    ctx.turn_to(Role.PREFILL, instance)
     headers = ctx.headers_for(_suffix(ctx.branch.index))
     raw = await ctx.services.client.ask(
         Role.PREFILL, instance, ctx.request.api.value, body, headers, timeout_s=ctx.time_for(Role.PREFILL)

@@ -8,12 +8,13 @@ from vllm_epd.router.fields import When
 from vllm_epd.router.plan import Route, plan_route
 from vllm_epd.router.requests import ClientRequest
 from vllm_epd.router.steps.wait import check_in_time, measure, pick_prefill
+from vllm_epd.router.timeline import Span
 
 
 class RouteStep:
     """Plans the way; a request that holds a KV cache already stays on its way."""
 
-    name = "route"
+    span = Span.ROUTE
 
     def applies(self, ctx: RequestContext) -> bool:
         """Until the prompt is prefilled."""

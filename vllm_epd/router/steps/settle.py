@@ -50,6 +50,7 @@ async def settle(ctx: RequestContext, part: Part, gate: asyncio.Semaphore) -> En
 
 async def _take(ctx: RequestContext, part: Part, known: Known) -> EncodedItem | None:
     """Lease an embedding that was made for another request; None if it cannot be had, for whatever reason."""
+    ctx.record.asked(Role.ENCODE, known.holder.name)
     name = f"{ctx.request_id}-{part.label}:{secrets.token_hex(8)}"
     lease = Lease(name, known.lease.key, known.lease.rank, known.lease.nbytes)
     try:
@@ -98,6 +99,7 @@ def _another(ctx: RequestContext, part: Part, avoid: Instance) -> Instance:
 
 async def _ask(ctx: RequestContext, part: Part, instance: Instance, body: Pieces) -> EncodedItem:
     part.work_at(instance, ctx.services.encoders.sizes.estimate(instance.info))
+    ctx.record.asked(Role.ENCODE, instance.name)
     headers = ctx.headers_for(f"-{part.label}")
     answer = await ctx.services.client.ask(
         Role.ENCODE, instance, ctx.request.api.value, body, headers, timeout_s=ctx.time_for(Role.ENCODE)

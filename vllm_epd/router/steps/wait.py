@@ -17,6 +17,7 @@ from vllm_epd.router.prefixes import BLOCK_TOKENS, holder
 from vllm_epd.router.requests import EPD
 from vllm_epd.router.scheduling import Holds
 from vllm_epd.router.seats import Seat
+from vllm_epd.router.timeline import QUEUE, Span
 from vllm_epd.types import Role
 
 
@@ -104,7 +105,7 @@ async def seat_to_decode(ctx: RequestContext) -> Seat:
     """
     taken: list[Seat] = []
     if not ctx.planned.splits:
-        await _enter(ctx, Role.PREFILL, _way(ctx), partial(_take_whole, ctx, taken))
+        await _enter(ctx, Role.PREFILL, _way(ctx), partial(_take_whole, ctx, taken), step=Span.DECODE)
     else:
         if ctx.offer is not None:
             if (decoder := ctx.offer.decoder) in ctx.peers(Role.DECODE) and decoder not in ctx.failed:
@@ -156,7 +157,9 @@ def _roomy_prefill(ctx: RequestContext, ask: Ask) -> Instance | None:
 
 def _sit_to_prefill(ctx: RequestContext, instance: Instance) -> Seat:
     ctx.route = replace(ctx.planned, prefill=instance)
-    ctx.services.scheduling.seen_prompts.note(ctx.demand.names(ctx.branch.prompt), holder(instance.info))
+    names, seen, who = ctx.demand.names(ctx.branch.prompt), ctx.services.scheduling.seen_prompts, holder(instance.info)
+    ctx.services.metrics.sent_prompt(BLOCK_TOKENS * len(names), BLOCK_TOKENS * seen.blocks(names, who))
+    seen.note(names, who)
     return _sit(ctx, instance, _ask(ctx, Role.PREFILL))
 
 
@@ -187,12 +190,18 @@ def _way(ctx: RequestContext) -> Hashable:
 
 
 async def _enter(
-    ctx: RequestContext, stage: Role, group: Hashable, attempt: Callable[[], bool], why: str | None = None
+    ctx: RequestContext,
+    stage: Role,
+    group: Hashable,
+    attempt: Callable[[], bool],
+    why: str | None = None,
+    step: Span | None = None,
 ) -> None:
     scheduling, patience_s = ctx.services.scheduling, ctx.services.config.timeouts.of(stage)
     until = scheduling.clock() + patience_s
     try:
-        await scheduling.queues[stage].enter(group, ticket(ctx, stage), attempt, until, ctx.deadline.limit)
+        with ctx.record.timeline.during(QUEUE[stage], within=step or Span(stage.value)):
+            await scheduling.queues[stage].enter(group, ticket(ctx, stage), attempt, until, ctx.deadline.limit)
     except TimeoutError as error:
         why = why or f"no {stage} instance has had room"
         raise NoInstanceError(f"{why} for {patience_s:g} s", retry_after_s=1) from error

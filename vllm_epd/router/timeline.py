@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the time of one request goes to. Pure; the clock is given."""
+
+import time
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from types import TracebackType
+
+from vllm_epd.types import Role
+
+
+class Span(StrEnum):
+    """A part of the time of a request; waiting for a stage is told apart from being served by it."""
+
+    RECEIVE = "receive"
+    ROUTE = "route"
+    ENCODE_QUEUE = "encode_queue"
+    ENCODE = "encode"
+    PREFILL_QUEUE = "prefill_queue"
+    PREFILL = "prefill"
+    DECODE_QUEUE = "decode_queue"
+    DECODE = "decode"
+    BACKOFF = "backoff"
+
+
+#: Where the time goes that a request waits for a stage.
+QUEUE: Mapping[Role, Span] = {role: Span(f"{role.value}_queue") for role in Role}
+
+
+class Timeline:
+    """The times of one request.
+
+    A span is entered as often as there are tries, and by several branches at once: its time is that in which any of
+    them was in it. So spans of one branch add up to the time of the request, and those of several may overlap.
+
+    Attributes:
+        arrived: when the request came, by the clock.
+        first_token: when its answer began for the client; None before that, and for answers that come whole.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.arrived = clock()
+        self.first_token: float | None = None
+        self._clock = clock
+        self._spent: dict[Span, _Spent] = {}
+
+    def during(self, span: Span, *, within: Span | None = None) -> "_Block":
+        """Count a `with` block as time in `span`; not as time in the one around it, if that is named."""
+        return _Block(self._of(span), None if within is None else self._of(within), self._clock)
+
+    def begin_answer(self) -> None:
+        """The client gets the first of its answer now; once, however often it is called."""
+        if self.first_token is None:
+            self.first_token = self._clock()
+
+    @property
+    def ttft_s(self) -> float | None:
+        """How long the client waited for its answer to begin."""
+        return None if self.first_token is None else self.first_token - self.arrived
+
+    def total_s(self) -> float:
+        """How long the request has taken so far."""
+        return self._clock() - self.arrived
+
+    def seconds(self) -> dict[Span, float]:
+        """The time in each span that was entered, up to now for those that are not over."""
+        now, spent = self._clock(), self._spent
+        return {span: spent[span].until(now) for span in Span if span in spent}
+
+    def is_open(self, span: Span) -> bool:
+        """Whether the request is in `span`."""
+        return span in self._spent and self._spent[span].open > 0
+
+    def _of(self, span: Span) -> "_Spent":
+        found = self._spent.get(span)
+        if found is None:
+            found = self._spent[span] = _Spent()
+        return found
+
+
+class _Spent:
+    """The time in one span.
+
+    Attributes:
+        open: how many are in it now.
+    """
+
+    __slots__ = ("_seconds", "_since", "open")
+
+    def __init__(self) -> None:
+        self._seconds = self._since = 0.0
+        self.open = 0
+
+    def enter(self, now: float) -> None:
+        """One more is in the span."""
+        if not self.open:
+            self._since = now
+        self.open += 1
+
+    def leave(self, now: float) -> None:
+        """One less is."""
+        self.open -= 1
+        if not self.open:
+            self._seconds += now - self._since
+
+    def until(self, now: float) -> float:
+        """All of the time, up to now where it is not over."""
+        return self._seconds + now - self._since if self.open else self._seconds
+
+
+class _Block:
+    """Time in one span, and not in the one around it."""
+
+    __slots__ = ("_around", "_clock", "_spent")
+
+    def __init__(self, spent: _Spent, around: _Spent | None, clock: Callable[[], float]) -> None:
+        self._spent = spent
+        self._around = around
+        self._clock = clock
+
+    def __enter__(self) -> None:
+        now = self._clock()
+        if self._around is not None:
+            self._around.leave(now)
+        self._spent.enter(now)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        now = self._clock()
+        self._spent.leave(now)
+        if self._around is not None:
+            self._around.enter(now)
+
+
+def server_timing(timeline: Timeline) -> str:
+    """The value of a `Server-Timing` header, in milliseconds, with what is known now.
+
+    The header of a stream goes out with its first token, which is all that decode has done by then.
+    """
+    metrics = [_metric(span, seconds, timeline) for span, seconds in timeline.seconds().items()]
+    return ", ".join((*metrics, f"total;dur={1000 * timeline.total_s():.1f}"))
+
+
+def _metric(span: Span, seconds: float, timeline: Timeline) -> str:
+    metric = f"{span};dur={1000 * seconds:.1f}"
+    return f'{metric};desc="until the first token"' if span is Span.DECODE and timeline.is_open(span) else metric

@@ -17,10 +17,11 @@ from tests.engine.streams import Client
 from tests.engine.system import System
 from tests.engine.traffic import SIZES, Json, ask, chat, image_part
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
-
 ROUNDS = int(os.environ.get("EPD_CHAOS_ROUNDS", "2"))
 """In each of which one instance of every role is killed."""
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(400 + 120 * ROUNDS)]
+
 CLIENTS = 8
 TOKENS = 60
 PAUSE_S = 3.0

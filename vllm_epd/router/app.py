@@ -9,6 +9,7 @@ from dataclasses import replace
 from aiohttp import web
 
 from vllm_epd.router import api_routes, middleware, registry_routes, status_routes
+from vllm_epd.router.access import open_access_log
 from vllm_epd.router.client import InstanceClient
 from vllm_epd.router.config import RouterConfig
 from vllm_epd.router.context import Services
@@ -73,8 +74,9 @@ def serve(config: RouterConfig) -> None:
     """Run a router until SIGTERM or SIGINT; running requests get `config.grace_s` to finish.
 
     Raises:
-        ConfigError: the address cannot be listened on.
+        ConfigError: the address cannot be listened on, or the access log cannot be written.
     """
+    open_access_log(config.access_log)
     if config.workers == 1:
         asyncio.run(run_until_signal(create_app(config), config))
         return

@@ -2,7 +2,6 @@
 """What is remembered of one request beside its answer: for a header, a line in the log, and the metrics."""
 
 import re
-from collections import Counter
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -55,7 +54,7 @@ class Record:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     instances: dict[str, list[str]] = field(default_factory=dict)
-    retries: Counter[str] = field(default_factory=Counter)
+    retries: dict[str, int] = field(default_factory=dict)
     reason: str | None = None
     error: str | None = None
 
@@ -69,6 +68,10 @@ class Record:
         known = self.instances.setdefault(stage.value, [])
         if instance not in known:
             known.append(instance)
+
+    def retried(self, stage: str) -> None:
+        """Note that it starts over after a stage failed."""
+        self.retries[stage] = self.retries.get(stage, 0) + 1
 
     def count_tokens(self, answer: bytes) -> None:
         """Note the usage that a whole answer tells."""

@@ -86,7 +86,7 @@ async def serve(steps: Sequence[Step], ctx: "RequestContext") -> None:
             if not ctx.note_failure(error) or not tries.another(error) or not recovery.budget.withdraw():
                 raise
             ctx.services.metrics.retried(error.stage)
-            ctx.record.retries[error.stage] += 1
+            ctx.record.retried(error.stage)
             logger.warning("request %s starts over: %s", ctx.request_id, error)
             ctx.start_over(error)
         with ctx.record.timeline.during(Span.BACKOFF):

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from aiohttp import web
 
 from vllm_epd.errors import ConfigError
-from vllm_epd.router.access import open_access_log
 from vllm_epd.router.config import RouterConfig
 from vllm_epd.types import TOKEN_ENV
 
@@ -25,7 +24,6 @@ async def run_until_signal(app: web.Application, config: RouterConfig) -> None:
         ConfigError: the address cannot be listened on.
     """
     show_messages()
-    open_access_log(config.access_log)
     leave = _told_by(signal.SIGTERM, signal.SIGINT)
     await _serve(app, config, leave, lambda port: announce(config, port))
 
@@ -42,7 +40,6 @@ async def run_as_worker(app: web.Application, config: RouterConfig, parent: int,
     Raises:
         ConfigError: the address cannot be listened on.
     """
-    open_access_log(config.access_log)
     leave = _told_by(signal.SIGTERM)
 
     def orphaned() -> None:

@@ -22,7 +22,7 @@ from tests.bench.router.http import Message, Server
 from vllm_epd.types import Fingerprint, InstanceInfo, RoleSet, kv_epoch
 
 HEARTBEAT_S = 1.0
-_TRANSFER = re.compile(rb'"offer":"(\w+)"')
+_TRANSFER = re.compile(rb'"offer":"([^"]+)"')
 _JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 _STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -45,7 +45,7 @@ def prefill(message: Message, transport: asyncio.Transport) -> None:
     elif offer is None:
         transport.write(HANDED_OVER)
     else:
-        transport.write(OFFERED.replace(_PLACE, offer[1]))
+        transport.write(_whole(OFFERED.replace(_PLACE, offer[1])))
 
 
 def decode(message: Message, transport: asyncio.Transport) -> None:
@@ -67,6 +67,10 @@ def _write_each(transport: asyncio.Transport, number: int) -> None:
 
 def _json(value: Any) -> bytes:
     body = json.dumps(value, separators=(",", ":")).encode()
+    return _whole(body)
+
+
+def _whole(body: bytes) -> bytes:
     return _JSON_HEAD % len(body) + body
 
 
@@ -95,7 +99,7 @@ def _events() -> list[bytes]:
     return [b"%x\r\n%b\r\n" % (len(event), event) for event in events] + [b"0\r\n\r\n"]
 
 
-_PLACE = b"T" * 32
+_PLACE = b"<transfer>"
 _HANDLE = {"version": 2, "key": "item", "lease": "lease", "epoch": "e", "rank": 0, "nbytes": 4096}
 _ITEM = {"item_indices": [0], "modality": "image", "metadata": {"image_grid_thw": [1, 32, 32]}, "handle": _HANDLE}
 _NIXL_KV = {
@@ -112,7 +116,7 @@ _EPD_KV = {"epd": {"transfer": _PLACE.decode(), "epoch": kv_epoch("p"), "rank": 
 TOLD = _json({})
 ENCODED = _json(_answer("length", ec_transfer_params={"item": _ITEM}))
 HANDED_OVER = _json(_answer("length", kv_transfer_params=_NIXL_KV))
-OFFERED = _json(_answer("length", kv_transfer_params=_EPD_KV))
+OFFERED = json.dumps(_answer("length", kv_transfer_params=_EPD_KV)).encode()
 GENERATED = _json(_answer("stop"))
 EVENTS = _events()
 ANSWERS: dict[str, Answer] = {"encode": encode, "prefill": prefill, "decode": decode}

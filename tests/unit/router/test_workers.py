@@ -2,6 +2,7 @@
 """A router of several processes: one port, one view of the instances, and none that is missed for long."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -24,7 +25,7 @@ WORKERS = 3
 CODE = """
 from vllm_epd.router.app import serve
 from vllm_epd.router.config import RouterConfig
-serve(RouterConfig(port={port}, workers={workers}, grace_s=10.0, token=None))
+serve(RouterConfig(port={port}, workers={workers}, grace_s=10.0, token=None, access_log={access_log!r}))
 """
 
 
@@ -74,8 +75,8 @@ class Router:
 
 
 @asynccontextmanager
-async def router(workers=WORKERS, port=0):
-    code = CODE.format(workers=workers, port=port)
+async def router(workers=WORKERS, port=0, access_log=None):
+    code = CODE.format(workers=workers, port=port, access_log=access_log)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, stderr=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
@@ -121,6 +122,16 @@ async def test_what_one_worker_is_told_all_know(running):
         assert await running.by_worker() == [{"encode": 0, "prefill": 1, "decode": 1}] * WORKERS
         assert (await running.ask("DELETE", f"/epd/instances/{fake.instance_id}", params=epoch))[0] == 204
         assert await running.by_worker() == seen(0)
+
+
+async def test_workers_share_an_access_log(tmp_path):
+    file, ids = tmp_path / "access.jsonl", {f"id{number}" for number in range(20)}
+    async with router(access_log=str(file)) as running:
+        await running.listens()
+        for each in ids:
+            await running.ask("POST", "/v1/completions", json={"prompt": "x"}, headers={"X-Request-Id": each})
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert sorted(line["request_id"] for line in lines) == sorted(ids)
 
 
 async def test_whichever_worker_is_asked_says_the_same_of_peers(running):

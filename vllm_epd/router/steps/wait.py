@@ -158,8 +158,9 @@ def _roomy_prefill(ctx: RequestContext, ask: Ask) -> Instance | None:
 def _sit_to_prefill(ctx: RequestContext, instance: Instance) -> Seat:
     ctx.route = replace(ctx.planned, prefill=instance)
     names, seen, who = ctx.demand.names(ctx.branch.prompt), ctx.services.scheduling.seen_prompts, holder(instance.info)
-    ctx.services.metrics.sent_prompt(BLOCK_TOKENS * len(names), BLOCK_TOKENS * seen.blocks(names, who))
-    seen.note(names, who)
+    if names:
+        ctx.services.metrics.sent_prompt(BLOCK_TOKENS * len(names), BLOCK_TOKENS * seen.blocks(names, who))
+        seen.note(names, who)
     return _sit(ctx, instance, _ask(ctx, Role.PREFILL))
 
 

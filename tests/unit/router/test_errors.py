@@ -22,6 +22,15 @@ async def test_malformed_bodies(cluster, raw):
     assert whole.seen == []
 
 
+async def test_requests_without_a_body_are_refused_one_after_the_other(cluster):
+    await cluster.up("EPD")
+    for _ in range(3):
+        headers = {"Content-Type": "application/json"}
+        request = cluster.call("POST", "/v1/chat/completions", data=b"", headers=headers)
+        assert (await asyncio.wait_for(request, 10)).status == 400
+    assert (await cluster.chat("words")).status == 200
+
+
 async def test_only_json_is_read(cluster):
     await cluster.up("EPD")
     answer = await cluster.call("POST", "/v1/chat/completions", data=b"{}", headers={"Content-Type": "text/plain"})

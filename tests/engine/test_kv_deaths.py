@@ -160,8 +160,8 @@ async def go_a_little_way(instance: Mortal) -> None:
 
 
 async def read(pair: Pair) -> Handover:
-    """D has all chunks, and decodes for somebody else."""
-    other = Client(pair.router, chat([], max_tokens=3000, stream=True, ignore_eos=True))
+    """D has all chunks, and decodes for somebody of whom the router does not know: it would wait for D otherwise."""
+    other = Client(pair.decode.url, chat([], max_tokens=3000, stream=True, ignore_eos=True))
     reading = asyncio.create_task(other.read())
 
     async def decodes() -> bool:

@@ -11,8 +11,10 @@ import argparse
 import asyncio
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import httpx
@@ -70,40 +72,39 @@ def _transfer(options: argparse.Namespace, results: Results, console: Console) -
 
 
 def _handover(options: argparse.Namespace, results: Results, console: Console) -> int:
-    LOGS.mkdir(parents=True, exist_ok=True)
-    place, failures = Place(ensure_model("qwen2.5-vl"), LOGS, LOGS), 0
-    try:
-        results.handovers += asyncio.run(measure_handovers(WAYS, place, lambda text: console.print(text, markup=False)))
-    except* FAILURES as group:
-        for error in group.exceptions:
-            failures += 1
-            console.print(f"hand-over FAILED: {error!r}", markup=False)
-    return failures
+    place = Place(ensure_model("qwen2.5-vl"), LOGS, LOGS)
+
+    async def run() -> None:
+        results.handovers += await measure_handovers(WAYS, place, lambda text: console.print(text, markup=False))
+
+    return _measured("hand-over", run, console)
 
 
 def _codec(options: argparse.Namespace, results: Results, console: Console) -> int:
-    LOGS.mkdir(parents=True, exist_ok=True)
-    failures = 0
-    for family in options.families:
+    async def run(family: str) -> None:
         place = Place(ensure_model(family), LOGS, LOGS)
-        try:
-            results.codecs += asyncio.run(measure_codecs(family, place, lambda text: console.print(text, markup=False)))
-        except* FAILURES as group:
-            for error in group.exceptions:
-                failures += 1
-                console.print(f"codecs, {family} FAILED: {error!r}", markup=False)
-    return failures
+        results.codecs += await measure_codecs(family, place, lambda text: console.print(text, markup=False))
+
+    return sum(_measured(f"codecs, {family}", partial(run, family), console) for family in options.families)
 
 
 def _router(options: argparse.Namespace, results: Results, console: Console) -> int:
+    async def run() -> None:
+        results.passed += await measure_router(LOGS, lambda text: console.print(text, markup=False))
+
+    return _measured("router", run, console)
+
+
+def _measured(what: str, run: Callable[[], Coroutine[Any, Any, None]], console: Console) -> int:
+    """How much of a measurement failed; each failure is printed."""
     LOGS.mkdir(parents=True, exist_ok=True)
     failures = 0
     try:
-        results.passed += asyncio.run(measure_router(LOGS, lambda text: console.print(text, markup=False)))
+        asyncio.run(run())
     except* FAILURES as group:
         for error in group.exceptions:
             failures += 1
-            console.print(f"router FAILED: {error!r}", markup=False)
+            console.print(f"{what} FAILED: {error!r}", markup=False)
     return failures
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import Random
 
@@ -20,6 +20,7 @@ from vllm_epd.launch.ports import free_ports
 
 FAMILY = "qwen2.5-vl"
 POLL_S = 0.1
+TRACKER = "multiprocessing.resource_tracker"
 
 
 class Mortal:
@@ -85,9 +86,15 @@ class Mortal:
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it at once, as a crash of the machine would."""
-        self._signal(signal.SIGKILL)
+        """End all its processes at once, but for Python's own which then removes their semaphores."""
         assert self._child is not None
+        parent = psutil.Process(self._child.pid)
+        for each in (parent, *parent.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                if TRACKER in " ".join(each.cmdline()):
+                    each.resume()
+                else:
+                    each.kill()
         self._child.wait()
         self._running.close()
 

@@ -46,6 +46,7 @@ LAYERS = (
             "router.inline",
             "router.line",
             "router.media",
+            "router.named",
             "router.ordering",
             "router.policies",
             "router.prefixes",

@@ -2,7 +2,6 @@
 """Whether something that failed lately is worth another try: a circuit breaker. Pure; the clock is given."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 
 #: So many failures in a row open a breaker.
 FAILURES = 3
@@ -44,12 +43,6 @@ class Breaker:
         self._failures, self._cooldown_s = 0, COOLDOWN_S
 
 
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    first: Hashable
-    second: Hashable
-
-
 class PairBreakers:
     """A breaker for each pair of instances that have failed together: each may be well with others.
 
@@ -58,11 +51,11 @@ class PairBreakers:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._breakers: dict[_Pair, Breaker] = {}
+        self._breakers: dict[tuple[Hashable, Hashable], Breaker] = {}
 
     def allows(self, first: Hashable, second: Hashable) -> bool:
         """Whether the two may be given work together."""
-        breaker = self._breakers.get(_Pair(first, second))
+        breaker = self._breakers.get((first, second))
         return breaker is None or breaker.allows
 
     @property
@@ -72,14 +65,12 @@ class PairBreakers:
 
     def failed(self, first: Hashable, second: Hashable) -> None:
         """What the two were to do together has failed."""
-        self._breakers.setdefault(_Pair(first, second), Breaker(self._clock)).failed()
+        self._breakers.setdefault((first, second), Breaker(self._clock)).failed()
 
     def succeeded(self, first: Hashable, second: Hashable) -> None:
         """What the two were to do together was done."""
-        self._breakers.pop(_Pair(first, second), None)
+        self._breakers.pop((first, second), None)
 
     def keep(self, present: Callable[[Hashable], bool]) -> None:
         """Forget pairs of which one is gone."""
-        self._breakers = {
-            pair: breaker for pair, breaker in self._breakers.items() if present(pair.first) and present(pair.second)
-        }
+        self._breakers = {pair: breaker for pair, breaker in self._breakers.items() if all(map(present, pair))}

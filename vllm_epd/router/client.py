@@ -3,7 +3,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
+from functools import partial
 from types import TracebackType
 
 from vllm_epd.errors import UpstreamError
@@ -126,7 +127,7 @@ class _Call(AbstractAsyncContextManager[InstanceAnswer]):
         self._pieces: Pieces = pieces
         self._address = connections.address(instance.info.url)
         self._head = self._address.head(path, headers, sum(map(len, pieces)))
-        self._awaited = instance.awaited(self._give_up)
+        self._held = ExitStack()
 
     async def __aenter__(self) -> InstanceAnswer:
         if self._judged:
@@ -140,13 +141,15 @@ class _Call(AbstractAsyncContextManager[InstanceAnswer]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._end()
+        self._held.close()
         self._judge(error)
 
     async def _send(self) -> InstanceAnswer:
-        self._connection = connection = await self._connect()
-        self._limit = asyncio.get_running_loop().call_later(self._total_s, connection.expire)
-        self._awaited.__enter__()
+        connection = await self._connect()
+        self._held.callback(self._connections.release, self._address, connection)
+        self._held.callback(asyncio.get_running_loop().call_later(self._total_s, connection.expire).cancel)
+        # The host of an instance that is gone may not be there to break the connection.
+        self._held.enter_context(self._instance.awaited(partial(connection.give_up, "the instance is gone")))
         try:
             pieces, self._pieces = self._pieces, ()  # an answer may last much longer than what it needs of the question
             with _Mapped(self._stage, self._instance):
@@ -154,18 +157,9 @@ class _Call(AbstractAsyncContextManager[InstanceAnswer]):
             if connection.status != 200:
                 raise await _refusal(connection, self._stage, self._instance)
         except BaseException:
-            self._end()
+            self._held.close()
             raise
         return InstanceAnswer(connection, self._stage, self._instance)
-
-    def _end(self) -> None:
-        self._awaited.__exit__(None, None, None)
-        self._limit.cancel()
-        self._connections.release(self._address, self._connection)
-
-    def _give_up(self) -> None:
-        """The instance is known to be gone; its host may not be there to break the connection."""
-        self._connection.give_up("the instance is gone")
 
     def _judge(self, error: BaseException | None) -> None:
         """What an instance answers in good order says nothing against it."""

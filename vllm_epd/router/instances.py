@@ -29,7 +29,6 @@ class Instance:
         suspended: a connection was refused; it is left alone until its next heartbeat.
         pool: what requests hold of its embedding pool.
         breaker: open where calls to it have failed lately.
-        gone: this start of it is over, so that nobody need wait for its answers.
         shares: routers that fill that pool, each without knowing of the others; this one counts on its share.
     """
 
@@ -41,7 +40,6 @@ class Instance:
     suspended: bool = False
     pool: Ledger = field(default_factory=Ledger)
     breaker: Breaker = field(default_factory=lambda: Breaker(time.monotonic))
-    gone: bool = False
     shares: int = 1
     _waiting: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
@@ -71,7 +69,6 @@ class Instance:
 
     def is_over(self) -> None:
         """Tell those that wait for answers that none will come."""
-        self.gone = True
         for on_gone in list(self._waiting):
             on_gone()
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vllm_epd.errors import ConfigError
+from vllm_epd.router.named import named
 
 #: Tokens of work that a second of waiting makes up for, where the shortest job goes first.
 AGEING_TOKENS_PER_S = 1000.0
@@ -85,7 +85,4 @@ def order_named(name: str) -> Order:
     Raises:
         ConfigError: there is none; the message lists those that there are.
     """
-    try:
-        return ORDERS[name]
-    except KeyError:
-        raise ConfigError(f"unknown queue order {name!r}; known: {', '.join(sorted(ORDERS))}") from None
+    return named("queue order", ORDERS, name)

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vllm_epd.errors import ConfigError
+from vllm_epd.router.named import named
 from vllm_epd.types import Role
 
 
@@ -78,10 +78,7 @@ def policy_named(name: str) -> Policy:
     Raises:
         ConfigError: there is none; the message lists those that there are.
     """
-    try:
-        return POLICIES[name]
-    except KeyError:
-        raise ConfigError(f"unknown routing policy {name!r}; known: {', '.join(sorted(POLICIES))}") from None
+    return named("routing policy", POLICIES, name)
 
 
 def _least(keys: Sequence[tuple[float, ...]], turn: int) -> int:

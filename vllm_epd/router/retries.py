@@ -6,6 +6,7 @@ from random import Random
 
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router.failures import BrokenOffError, UnreachableError
+from vllm_epd.types import Role
 
 #: Seconds before the first new try, and the longest wait; each wait is twice as long as the last, less some chance.
 BACKOFF_S = 0.05
@@ -16,7 +17,7 @@ _PASSING = frozenset({500, 502, 503})
 #: How often a request is tried again after an instance has answered that it failed: that may be the request's fault.
 _ANSWERED_TRIES = 1
 #: The stage that tries each of its parts again itself.
-_TRIED_ELSEWHERE = "encode"
+_TRIED_ELSEWHERE = Role.ENCODE.value
 
 
 class RetryBudget:
@@ -66,7 +67,7 @@ class Tries:
     def another(self, error: UpstreamError) -> bool:
         """Whether one more is worth it after `error`; it counts as made."""
         answered = not isinstance(error, (UnreachableError, BrokenOffError))
-        if not self._left or not is_passing(error) or (answered and not self._answered_left):
+        if not self._left or error.status not in _PASSING or (answered and not self._answered_left):
             return False
         if answered and error.stage == _TRIED_ELSEWHERE:
             return False
@@ -79,8 +80,3 @@ class Tries:
         """How long to wait before the try that was granted last."""
         longest = min(LONGEST_BACKOFF_S, BACKOFF_S * 2.0 ** (self._made - 1))
         return longest * random.uniform(0.5, 1.0)
-
-
-def is_passing(error: UpstreamError) -> bool:
-    """Whether the same request may well succeed at another instance."""
-    return error.status in _PASSING

@@ -11,11 +11,10 @@ from vllm_epd.errors import RequestError, UpstreamError
 from vllm_epd.router import sse
 from vllm_epd.router.answers import decode_answer
 from vllm_epd.router.choices import StreamMerger
-from vllm_epd.router.continuation import StreamContinuation, continued_answer
+from vllm_epd.router.continuation import continued_answer
 from vllm_epd.router.failures import error_body
 from vllm_epd.router.jsonio import JsonObject, encode
 from vllm_epd.router.opening import Opening
-from vllm_epd.router.transcript import Transcript
 from vllm_epd.types import Role
 
 
@@ -130,12 +129,13 @@ class MergingSink:
         return b"" if merged is None else sse.event(encode(merged))
 
 
-class NotedSink:
-    """Keeps a transcript of a stream on its way to the client."""
+class RewrittenSink:
+    """Passes a stream on as another one."""
 
-    def __init__(self, target: Sink, transcript: Transcript) -> None:
+    def __init__(self, target: Sink, rewrite: Callable[[bytes], bytes]) -> None:
+        """`rewrite` makes whole events of whole events, in order; none where nothing is to be passed on."""
         self._target = target
-        self._transcript = transcript
+        self._rewrite = rewrite
 
     @property
     def started(self) -> bool:
@@ -147,8 +147,8 @@ class NotedSink:
         raise UpstreamError("the decode instance did not stream", stage=Role.DECODE.value)
 
     async def events(self, events: bytes) -> None:
-        """Note the tokens, and pass on what the client asked for."""
-        if out := self._transcript.pass_on(events):
+        """Rewrite and pass on."""
+        if out := self._rewrite(events):
             await self._target.events(out)
 
 
@@ -171,25 +171,3 @@ class PrecededSink:
     async def events(self, events: bytes) -> None:
         """Refuse a stream, which was not asked for."""
         raise UpstreamError("the decode instance streamed unasked", stage=Role.DECODE.value)
-
-
-class ContinuedSink:
-    """Goes on with a stream of which the client has some tokens of other instances."""
-
-    def __init__(self, target: Sink, continuation: StreamContinuation) -> None:
-        self._target = target
-        self._continuation = continuation
-
-    @property
-    def started(self) -> bool:
-        """Whether the client has seen a part of the answer."""
-        return self._target.started
-
-    async def body(self, raw: bytes) -> None:
-        """Refuse a whole body where a stream was asked for."""
-        raise UpstreamError("the decode instance did not stream", stage=Role.DECODE.value)
-
-    async def events(self, events: bytes) -> None:
-        """Pass on what follows."""
-        if out := self._continuation.rewrite(events):
-            await self._target.events(out)

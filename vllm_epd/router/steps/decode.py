@@ -15,7 +15,7 @@ from vllm_epd.router.first_token import may_resume
 from vllm_epd.router.inline import Pieces
 from vllm_epd.router.instances import Instance
 from vllm_epd.router.requests import decode_body
-from vllm_epd.router.sinks import ContinuedSink, NotedSink, PrecededSink, Sink
+from vllm_epd.router.sinks import PrecededSink, RewrittenSink, Sink
 from vllm_epd.router.steps.wait import seat_to_decode
 from vllm_epd.router.timeline import Span
 from vllm_epd.router.transcript import Transcript
@@ -76,11 +76,11 @@ def _sink(ctx: RequestContext, instance: Instance) -> Sink:
         ctx.transcript = Transcript(wants_usage=ctx.request.wants_usage)
     if ctx.transcript is None:
         return ctx.sink
-    noted = NotedSink(ctx.sink, ctx.transcript)
+    noted = RewrittenSink(ctx.sink, ctx.transcript.pass_on)
     if not ctx.sink.started:
         return noted
     sent, created = len(ctx.transcript.tokens), ctx.transcript.created
-    return ContinuedSink(noted, StreamContinuation(ctx.request.api, sent, created))
+    return RewrittenSink(noted, StreamContinuation(ctx.request.api, sent, created).rewrite)
 
 
 def _may_be_continued(ctx: RequestContext, instance: Instance) -> bool:

@@ -34,12 +34,11 @@ def _words(text: str) -> frozenset[str]:
 
 
 LAYERS = (
-    Layer("words", ("types", "errors")),
+    Layer("words", ("types", "errors", "topology")),
     Layer("config", ("config",), _words("words"), _words("omegaconf")),
     Layer(
         "pure",
         (
-            "planner",
             "roles.lifecycle",
             "router.capacity",
             "router.costs",
@@ -64,6 +63,8 @@ LAYERS = (
         _words("words config"),
         _words("numpy msgspec optuna"),
     ),
+    # Simulates with the very deciders of the router.
+    Layer("planner", ("planner",), _words("words config pure"), _words("numpy msgspec optuna")),
     Layer(
         "device",
         ("kernels", "ops", "transfer"),
@@ -97,7 +98,7 @@ LAYERS = (
     Layer("remote code", ("demo.remote_code",), third_party=_words("numpy torch transformers PIL")),
     # Names the modules of the vLLM side by string, so that importing it loads none of them.
     Layer("plugin", ("plugin",), _words("words"), _words("vllm"), deferred=_words("vllm")),
-    Layer("cli", ("cli",), _words("words config pure service demo doctor"), _words("rich omegaconf")),
+    Layer("cli", ("cli",), _words("words config pure planner service demo doctor"), _words("rich omegaconf")),
 )
 
 # Layers that another one may import.
@@ -112,6 +113,8 @@ BESIDE = frozenset(
         ("roles", "compat"),
         ("roles", "connectors"),
         ("types", "errors"),
+        ("topology", "errors"),
+        ("topology", "types"),
     }
 )
 

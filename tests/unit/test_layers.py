@@ -52,7 +52,7 @@ BAD = {
         "pure may not import vllm_epd.router.app",
     ),
     "pure imports another folder of pure": (
-        "planner/search",
+        "controller/policy",
         "from vllm_epd.transfer.wire import Hello",
         "pure may not import vllm_epd.transfer.wire",
     ),

@@ -8,7 +8,7 @@ from vllm_epd.errors import ConfigError
 from vllm_epd.launch.config import LaunchConfig
 from vllm_epd.launch.devices import assign_gpus, gpus_needed
 from vllm_epd.launch.environment import instance_environment
-from vllm_epd.launch.topology import Topology
+from vllm_epd.topology import Topology
 from vllm_epd.types import RoleSet
 
 INSTANCE_HOST = "127.0.0.1"

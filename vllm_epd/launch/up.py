@@ -21,7 +21,7 @@ from vllm_epd.launch.model import Model, resolve_model, served_name
 from vllm_epd.launch.plan import INSTANCE_HOST, InstanceSpec, Machine, plan_instances
 from vllm_epd.launch.ports import check_port, free_ports
 from vllm_epd.launch.startup import Blueprint, Limits, RouterSpec
-from vllm_epd.launch.topology import Topology
+from vllm_epd.topology import Topology
 
 
 def up(config: LaunchConfig, arguments: Sequence[str], console: Console) -> int:

@@ -10,7 +10,7 @@ from vllm_epd.launch.commands import base_url, router_command, serve_command
 from vllm_epd.launch.config import LaunchConfig, RouterOptions
 from vllm_epd.launch.environment import instance_environment
 from vllm_epd.launch.plan import Machine, plan_instances
-from vllm_epd.launch.topology import Topology
+from vllm_epd.topology import Topology
 
 CPU = Machine({"HOME": "/home/me"}, (), 8)
 

@@ -14,7 +14,7 @@ from vllm_epd.launch.launcher import Launcher
 from vllm_epd.launch.plan import InstanceSpec, instance_names
 from vllm_epd.launch.ports import free_ports
 from vllm_epd.launch.startup import Blueprint, Limits, RouterSpec
-from vllm_epd.launch.topology import Topology
+from vllm_epd.topology import Topology
 
 PROGRAMS = Path(__file__).parent
 

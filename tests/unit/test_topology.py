@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_epd.errors import ConfigError
-from vllm_epd.launch.topology import Group, Topology
+from vllm_epd.topology import Group, Topology
 from vllm_epd.types import RoleSet
 
 LETTERS = ["E", "P", "D", "EP", "PD", "ED", "EPD"]

@@ -3,8 +3,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
-from functools import partial
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
 
 from vllm_epd.errors import UpstreamError
@@ -127,7 +126,8 @@ class _Call(AbstractAsyncContextManager[InstanceAnswer]):
         self._pieces: Pieces = pieces
         self._address = connections.address(instance.info.url)
         self._head = self._address.head(path, headers, sum(map(len, pieces)))
-        self._held = ExitStack()
+        self._connection: Connection | None = None
+        self._alarm: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> InstanceAnswer:
         if self._judged:
@@ -141,15 +141,14 @@ class _Call(AbstractAsyncContextManager[InstanceAnswer]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._held.close()
+        self._let_go()
         self._judge(error)
 
     async def _send(self) -> InstanceAnswer:
-        connection = await self._connect()
-        self._held.callback(self._connections.release, self._address, connection)
-        self._held.callback(asyncio.get_running_loop().call_later(self._total_s, connection.expire).cancel)
+        connection = self._connection = await self._connect()
+        self._alarm = asyncio.get_running_loop().call_later(self._total_s, connection.expire)
         # The host of an instance that is gone may not be there to break the connection.
-        self._held.enter_context(self._instance.awaited(partial(connection.give_up, "the instance is gone")))
+        self._instance.await_answer(connection)
         try:
             pieces, self._pieces = self._pieces, ()  # an answer may last much longer than what it needs of the question
             with _Mapped(self._stage, self._instance):
@@ -157,9 +156,18 @@ class _Call(AbstractAsyncContextManager[InstanceAnswer]):
             if connection.status != 200:
                 raise await _refusal(connection, self._stage, self._instance)
         except BaseException:
-            self._held.close()
+            self._let_go()
             raise
         return InstanceAnswer(connection, self._stage, self._instance)
+
+    def _let_go(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._instance.end_answer(connection)
+        self._connections.release(self._address, connection)
 
     def _judge(self, error: BaseException | None) -> None:
         """What an instance answers in good order says nothing against it."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the steps of one request share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router.client import InstanceClient
@@ -29,6 +30,8 @@ from vllm_epd.router.scheduling import Scheduling
 from vllm_epd.router.sinks import Sink
 from vllm_epd.router.transcript import Transcript
 from vllm_epd.types import Role
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +173,22 @@ class RequestContext:
 
     def serving(self) -> tuple[Instance, ...]:
         """The instances that may be given work and serve the model, and can go on from what was sent."""
+        return self.derived((), self._serving)
+
+    def derived(self, key: Hashable, derive: Callable[[], T]) -> T:
+        """What follows from `key` and from who serves the request, derived once while that stays the same."""
+        return self.services.registry.derived((self.request.model, bool(self.sent), key), derive)
+
+    def peers(self, stage: Role) -> tuple[Instance, ...]:
+        """The instances that may serve a stage of the planned way."""
+        route = self.planned
+        return self.derived((route, stage), lambda: peers(self.serving(), route, stage))
+
+    def _serving(self) -> tuple[Instance, ...]:
         found = serving(self.services.registry.available(), self.request.model)
         if not self.sent:
             return found
         return tuple(each for each in found if each.info.limits.get(RESUME) or not each.info.roles.language_model)
-
-    def peers(self, stage: Role) -> tuple[Instance, ...]:
-        """The instances that may serve a stage of the planned way."""
-        return peers(self.serving(), self.planned, stage)
 
     def well(self, stage: Role, candidates: Sequence[Instance]) -> Sequence[Instance]:
         """Those of some instances that work well, if there are any; otherwise all of them."""

@@ -39,14 +39,16 @@ FIRST_GUESS: Mapping[str, float] = {
     "video": 10 * VIDEO_TOKENS_PER_S,
 }
 
-#: Characters of base64 that are looked at; a JPEG may have as much before its size.
-_HEADS = (256, 2**17)
+#: Characters of base64 that are looked at, and those of a JPEG, which may have as much before its size.
+_HEAD = 256
+_JPEG_HEAD = 2**17
 #: Characters of a `data:` URL before its data, with room for parameters.
 _URL_HEAD = 256
 _WEIGHT = 0.1
 #: JPEG markers with the size of the image: all starts of frames, but none of DHT, JPG and DAC among them.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PADDING = 0xFF
+_JPEG = b"\xff\xd8"
 
 
 class Means:
@@ -68,7 +70,7 @@ def media_tokens(part: JsonObject, means: Means, inline: Inline = NOTHING) -> fl
     """What one media part is estimated at, whose data may be cut out as `inline`; at least 1."""
     modality = modality_of(part)
     data = inline_data(part)
-    known = None if data is None else _inline_tokens(modality, *inline.opened(data.text, _HEADS[-1] + _URL_HEAD))
+    known = None if data is None else _inline_tokens(modality, data.text, inline)
     return max(1.0, means.of(modality) if known is None else known)
 
 
@@ -116,28 +118,26 @@ def image_size(head: bytes) -> tuple[int, int] | None:
             return width, abs(height)
         if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
             return _webp_size(head)
-        if head[:2] == b"\xff\xd8":
+        if head[:2] == _JPEG:
             return _jpeg_size(head)
     except (struct.error, IndexError):
         pass
     return None
 
 
-def _inline_tokens(modality: str, text: str, length: int) -> float | None:
-    """By the beginning of a text that is `length` characters long."""
+def _inline_tokens(modality: str, marked: str, inline: Inline) -> float | None:
+    """By the beginning of a text and its length."""
+    text, length = inline.opened(marked, _HEAD + _URL_HEAD)
+    head = _head(text, _HEAD)
     if modality == "image":
-        return _image_tokens(text)
+        size = image_size(head)
+        if size is None and head.startswith(_JPEG):
+            size = image_size(_head(inline.opened(marked, _JPEG_HEAD + _URL_HEAD)[0], _JPEG_HEAD))
+        return None if size is None else size[0] * size[1] / PIXELS_PER_TOKEN
     nbytes = (length - _start(text)) * 3 / 4
     if modality == "video":
         return nbytes / VIDEO_BYTES_PER_S * VIDEO_TOKENS_PER_S
-    return nbytes / _audio_bytes_per_s(_head(text, _HEADS[0])) * AUDIO_TOKENS_PER_S
-
-
-def _image_tokens(text: str) -> float | None:
-    for length in _HEADS:
-        if size := image_size(_head(text, length)):
-            return size[0] * size[1] / PIXELS_PER_TOKEN
-    return None
+    return nbytes / _audio_bytes_per_s(head) * AUDIO_TOKENS_PER_S
 
 
 def _audio_bytes_per_s(head: bytes) -> float:

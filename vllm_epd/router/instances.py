@@ -3,17 +3,27 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar, cast
 
 from vllm_epd.router.breaker import Breaker
 from vllm_epd.router.capacity import Seated
 from vllm_epd.router.pools import Ledger
 from vllm_epd.types import InstanceInfo, RoleSet
 
+T = TypeVar("T")
+
 #: An instance that has been silent for so many times the limit is taken for dead.
 LOST_TTLS = 4
+
+
+class Awaited(Protocol):
+    """An answer that an instance is to give."""
+
+    def give_up(self, why: str) -> None:
+        """Tell who waits for it that it will not come."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,7 +51,7 @@ class Instance:
     pool: Ledger = field(default_factory=Ledger)
     breaker: Breaker = field(default_factory=lambda: Breaker(time.monotonic))
     shares: int = 1
-    _waiting: list[Callable[[], None]] = field(default_factory=list, repr=False)
+    _awaited: set[Awaited] = field(default_factory=set, repr=False)
 
     @property
     def name(self) -> str:
@@ -54,23 +64,33 @@ class Instance:
         nbytes = self.info.limits.get("pool_bytes")
         return None if nbytes is None else nbytes // self.shares
 
+    def begin(self, work: float) -> None:
+        """Count one call of so much work, in tokens, until `end`."""
+        self.outstanding += 1
+        self.work += work
+
+    def end(self, work: float) -> None:
+        """Take back one `begin`."""
+        self.outstanding -= 1
+        # Sums of floats do not end at 0 by themselves, and what is left over would make equals unequal.
+        self.work = self.work - work if self.outstanding else 0.0
+
     def busy(self, work: float = 0.0) -> AbstractContextManager[None]:
-        """Count one call of so much work, in tokens, for the length of a `with` block."""
+        """The same for the length of a `with` block."""
         return _Busy(self, work)
 
-    @contextmanager
-    def awaited(self, on_gone: Callable[[], None]) -> Iterator[None]:
-        """Have `on_gone` called if the instance turns out to be gone within a `with` block."""
-        self._waiting.append(on_gone)
-        try:
-            yield
-        finally:
-            self._waiting.remove(on_gone)
+    def await_answer(self, answer: Awaited) -> None:
+        """Have an answer given up if the instance turns out to be gone, until `end_answer`."""
+        self._awaited.add(answer)
+
+    def end_answer(self, answer: Awaited) -> None:
+        """The answer has come, or nobody waits for it any more."""
+        self._awaited.discard(answer)
 
     def is_over(self) -> None:
         """Tell those that wait for answers that none will come."""
-        for on_gone in list(self._waiting):
-            on_gone()
+        for each in list(self._awaited):
+            each.give_up("the instance is gone")
 
 
 class _Busy(AbstractContextManager[None]):
@@ -81,14 +101,10 @@ class _Busy(AbstractContextManager[None]):
         self._work = work
 
     def __enter__(self) -> None:
-        self._instance.outstanding += 1
-        self._instance.work += self._work
+        self._instance.begin(self._work)
 
     def __exit__(self, *_: object) -> None:
-        instance = self._instance
-        instance.outstanding -= 1
-        # Sums of floats do not end at 0 by themselves, and what is left over would make equals unequal.
-        instance.work = instance.work - self._work if instance.outstanding else 0.0
+        self._instance.end(self._work)
 
 
 class InstanceRegistry:
@@ -108,7 +124,7 @@ class InstanceRegistry:
         self._instances: dict[str, Instance] = {}
         self._silent: list[Instance] = []
         self._watchers: list[Callable[[], None]] = []
-        self._available: tuple[Instance, ...] | None = None
+        self._derived: dict[Hashable, object] = {}
         self._due_at = math.inf  # nobody has been silent for too long before that
         self.revision = 0
 
@@ -185,10 +201,15 @@ class InstanceRegistry:
 
     def available(self) -> tuple[Instance, ...]:
         """Those that may be given work."""
+        return self.derived("available", lambda: tuple(each for each in self._instances.values() if not each.suspended))
+
+    def derived(self, key: Hashable, derive: Callable[[], T]) -> T:
+        """What follows from who is there alone, derived once for each revision."""
         self.sweep()
-        if self._available is None:
-            self._available = tuple(each for each in self._instances.values() if not each.suspended)
-        return self._available
+        found = self._derived.get(key)
+        if found is None:
+            found = self._derived[key] = derive()
+        return cast(T, found)
 
     def age_s(self, instance: Instance) -> float:
         """Seconds since the instance was heard of."""
@@ -223,6 +244,6 @@ class InstanceRegistry:
 
     def _changed(self) -> None:
         self.revision += 1
-        self._available = None
+        self._derived.clear()
         for changed in self._watchers:
             changed()

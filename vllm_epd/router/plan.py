@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which instances serve one request: a pure function of who is there and what the request needs."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vllm_epd.errors import NoInstanceError
 from vllm_epd.router.failures import UnknownModelError
 from vllm_epd.router.instances import Instance
 from vllm_epd.types import Fingerprint, Role
-
-#: Chooses one of at least one candidate for a stage.
-Pick = Callable[[Role, Sequence[Instance]], Instance]
 
 TEXT = (Role.PREFILL, Role.DECODE)
 MEDIA = (Role.ENCODE, Role.PREFILL, Role.DECODE)
@@ -78,20 +75,18 @@ def serving(instances: Iterable[Instance], model: str | None) -> tuple[Instance,
     return chosen
 
 
-def plan_route(
+def who_may_prefill(
     instances: Sequence[Instance],
     *,
     has_media: bool,
-    pick: Pick,
     keep: Route | None = None,
     group: Fingerprint | None = None,
-) -> Route:
-    """Choose the prefill instance, and with it the way, among the fingerprints that can serve every stage.
+) -> tuple[Instance, ...]:
+    """The prefill instances to choose from, and with one of them a way, among fingerprints that serve every stage.
 
     Args:
         instances: those that serve the model.
         has_media: whether something has to be encoded.
-        pick: chooses among equals.
         keep: an earlier way with media encoded apart already; the new one can use these embeddings.
         group: the fingerprint that has generated a part of the answer; another one would go on otherwise.
 
@@ -113,10 +108,10 @@ def plan_route(
     ]
     if not prefilling:
         raise NoInstanceError("no prefill instance is available any more", retry_after_s=RETRY_AFTER_S)
-    candidates = [each for each, group in prefilling if _decodable(each, group)]
+    candidates = tuple(each for each, group in prefilling if _decodable(each, group))
     if not candidates:
         raise NoInstanceError(_why_not_decodable(*prefilling[0]), retry_after_s=RETRY_AFTER_S)
-    return Route.through(pick(Role.PREFILL, candidates), has_media=has_media)
+    return candidates
 
 
 def peers(instances: Iterable[Instance], route: Route, role: Role) -> tuple[Instance, ...]:

@@ -2,8 +2,8 @@
 """How full the embedding pools of encode instances are, as far as this router's requests fill them. Pure."""
 
 from collections import Counter, deque
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
+from contextlib import AbstractContextManager
 
 from vllm_epd.types import Fingerprint, InstanceInfo
 
@@ -48,14 +48,24 @@ class Ledger:
             self.used -= self._nbytes.pop(slot)
             del self._holders[slot]
 
-    @contextmanager
-    def held(self, slot: Slot, nbytes: int) -> Iterator[None]:
+    def held(self, slot: Slot, nbytes: int) -> AbstractContextManager[None]:
         """Hold a slot for the length of a `with` block."""
-        self.take(slot, nbytes)
-        try:
-            yield
-        finally:
-            self.drop(slot)
+        return _Held(self, slot, nbytes)
+
+
+class _Held(AbstractContextManager[None]):
+    __slots__ = ("_ledger", "_nbytes", "_slot")
+
+    def __init__(self, ledger: Ledger, slot: Slot, nbytes: int) -> None:
+        self._ledger = ledger
+        self._slot = slot
+        self._nbytes = nbytes
+
+    def __enter__(self) -> None:
+        self._ledger.take(self._slot, self._nbytes)
+
+    def __exit__(self, *_: object) -> None:
+        self._ledger.drop(self._slot)
 
 
 class Sizes:

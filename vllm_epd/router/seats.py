@@ -2,7 +2,6 @@
 """A request's place at one instance that prefills or decodes, and when that ends. No I/O."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from types import TracebackType
 
 from vllm_epd.router.capacity import Ask
@@ -23,8 +22,7 @@ class Seat:
         self.ask = ask
         self._freed = freed
         self.ended = False
-        self._busy = ExitStack()
-        self._busy.enter_context(instance.busy(ask.work))
+        instance.begin(ask.work)
         instance.seated.take(ask)
 
     def end(self) -> None:
@@ -33,7 +31,7 @@ class Seat:
             return
         self.ended = True
         self.instance.seated.drop(self.ask)
-        self._busy.close()
+        self.instance.end(self.ask.work)
         self._freed()
 
     def __enter__(self) -> "Seat":

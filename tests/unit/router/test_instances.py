@@ -98,6 +98,21 @@ def test_a_suspended_instance_waits_for_a_sign_of_life(registry, clock, back):
     assert len(registry.available()) == 1
 
 
+def test_what_follows_from_who_is_there_is_derived_once_until_that_changes(registry):
+    registry.register(A)
+    made = []
+
+    def derive():
+        made.append(registry.available())
+        return len(made)
+
+    assert [registry.derived("key", derive) for _ in range(3)] == [1, 1, 1]
+    assert registry.derived("another key", derive) == 2
+    registry.heartbeat("a:1", "e1", RoleSet.parse("decode"))
+    assert registry.derived("key", derive) == 3
+    assert [each.info.roles for each in made[-1]] == [RoleSet.parse("decode")]
+
+
 def test_work_is_counted_to_its_end_even_if_it_fails(registry):
     registry.register(A)
     (instance,) = registry.available()

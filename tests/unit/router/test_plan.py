@@ -9,7 +9,7 @@ from tests.fakes.instance import FINGERPRINT
 from vllm_epd.errors import NoInstanceError
 from vllm_epd.router.failures import UnknownModelError
 from vllm_epd.router.instances import Instance
-from vllm_epd.router.plan import Route, missing, peers, plan_route, serving
+from vllm_epd.router.plan import Route, missing, peers, serving, who_may_prefill
 from vllm_epd.types import InstanceInfo, Role, RoleSet
 
 OTHER = dataclasses.replace(FINGERPRINT, processor="p9")
@@ -26,6 +26,11 @@ def named(*letters, fingerprint=FINGERPRINT):
 
 def first(stage, candidates):
     return candidates[0]
+
+
+def plan_route(instances, *, has_media, pick, **bound):
+    candidates = who_may_prefill(instances, has_media=has_media, **bound)
+    return Route.through(pick(Role.PREFILL, candidates), has_media=has_media)
 
 
 # chosen prefill instance -> (splits, encodes apart, raw media) with media, the same without

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choose the way of a request, and refuse what this way cannot honour before any work is done."""
 
+from collections.abc import Sequence
+
 from vllm_epd.errors import BadRequestError
 from vllm_epd.router import fields
 from vllm_epd.router.context import RequestContext
 from vllm_epd.router.fields import When
-from vllm_epd.router.plan import Route, plan_route
+from vllm_epd.router.instances import Instance
+from vllm_epd.router.plan import Route, who_may_prefill
 from vllm_epd.router.requests import ClientRequest
 from vllm_epd.router.steps.wait import check_in_time, measure, pick_prefill
 from vllm_epd.router.timeline import Span
@@ -23,16 +26,19 @@ class RouteStep:
     async def run(self, ctx: RequestContext) -> None:
         """Plan, check, and count the prefill instance as busy from now on."""
         measure(ctx)
-        ctx.route = plan_route(
-            ctx.serving(),
-            has_media=bool(ctx.request.media),
-            pick=lambda _, candidates: pick_prefill(ctx, candidates),
-            keep=ctx.route if ctx.items else None,
-            group=ctx.planned.group if ctx.sent else None,
-        )
+        has_media = bool(ctx.request.media)
+        ctx.route = Route.through(pick_prefill(ctx, _candidates(ctx, has_media)), has_media=has_media)
         ctx.hold.enter_context(ctx.route.prefill.busy(ctx.demand.prompt(0)))
         _check_honoured(ctx.request, ctx.route, ctx.services.config.max_choices)
         check_in_time(ctx)
+
+
+def _candidates(ctx: RequestContext, has_media: bool) -> Sequence[Instance]:
+    keep = ctx.route if ctx.items else None
+    group = ctx.planned.group if ctx.sent else None
+    return ctx.derived(
+        (has_media, keep, group), lambda: who_may_prefill(ctx.serving(), has_media=has_media, keep=keep, group=group)
+    )
 
 
 def _check_honoured(request: ClientRequest, route: Route, max_choices: int) -> None:

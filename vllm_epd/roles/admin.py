@@ -18,6 +18,7 @@ from vllm_epd.compat.fingerprint import fingerprint_of
 from vllm_epd.compat.registry import KV_CONNECTOR
 from vllm_epd.compat.resumable import may_resume
 from vllm_epd.connectors.agent_client import AgentClient
+from vllm_epd.connectors.kv_shape import CHUNK_TOKENS
 from vllm_epd.connectors.settings import EmbeddingSettings, KVSettings
 from vllm_epd.errors import PeerError
 from vllm_epd.roles.metrics import EMBEDDINGS, KV, publish_pool_metrics
@@ -126,6 +127,8 @@ class AdminPlugin:
         publish_pool_metrics(EMBEDDINGS, commands, self._models()[0])
         if args.kv_transfer_config is not None:
             self._kv = self._instance.config.kv_connector
+            if self._kv == "epd":
+                self._limits["kv_chunk_tokens"] = CHUNK_TOKENS
             self._connect_kv(args.kv_transfer_config, dp_size, tp_size)
         if self._instance.config.router is not None:
             self._registrar = Registrar(self._instance.config.router, _health_url(args), self.info, self._set_peers)

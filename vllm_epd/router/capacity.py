@@ -13,6 +13,8 @@ from vllm_epd.types import InstanceInfo
 #: Names of the bounds among an instance's limits.
 SEQUENCES = "max_num_seqs"
 KV_TOKENS = "kv_tokens"
+#: Name of the tokens of one chunk, in which an instance hands over KV caches.
+KV_CHUNK_TOKENS = "kv_chunk_tokens"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping
 
 from vllm_epd.router.calls import AdminCalls
+from vllm_epd.router.capacity import KV_CHUNK_TOKENS
 from vllm_epd.router.client import InstanceClient
 from vllm_epd.router.config import RouterConfig
 from vllm_epd.router.instances import Instance
@@ -22,7 +23,8 @@ class Offer:
     """One KV cache that P is asked to offer, and the D that is to have it, from construction to `close`.
 
     D learns of the offer while P still prefills, where it is known which data-parallel rank will have it, so that it
-    can fetch what is there already. That is a hint: the answer of P says what D needs.
+    can fetch what is there already. That is a hint: the answer of P says what D needs. It is not given for a prompt of
+    less than a chunk, of which nothing is there before P has answered: it would only take processor time while P works.
 
     Attributes:
         transfer: name of the offer, which begins with the id of the request and cannot be guessed.
@@ -31,7 +33,9 @@ class Offer:
         taken: a decode instance has the request, and gives back what P keeps for it.
     """
 
-    def __init__(self, calls: Mapping[Role, AdminCalls], request_id: str, prefill: Instance, seat: Seat) -> None:
+    def __init__(
+        self, calls: Mapping[Role, AdminCalls], request_id: str, prefill: Instance, seat: Seat, tokens: float
+    ) -> None:
         self.transfer = f"{request_id[:_SHOWN]}-{secrets.token_hex(16)}"
         self.prefill = prefill
         self.seat = seat
@@ -39,7 +43,8 @@ class Offer:
         self._calls = calls
         self._closed = False
         self._told: asyncio.Task[None] | None = None
-        if len(prefill.info.kv_agents) == prefill.info.kv_shards:
+        limits, one_rank = prefill.info.limits, len(prefill.info.kv_agents) == prefill.info.kv_shards
+        if one_rank and tokens >= limits.get(KV_CHUNK_TOKENS, 0):
             hint = {"transfer": self.transfer, "epoch": kv_epoch(prefill.info.epoch), "rank": 0}
             self._told = calls[Role.DECODE].tell(self.decoder, _EXPECT, hint)
 
@@ -74,9 +79,9 @@ class KvClient:
     def __init__(self, client: InstanceClient, config: RouterConfig) -> None:
         self._calls = {role: AdminCalls(role, client, config) for role in (Role.PREFILL, Role.DECODE)}
 
-    def offer(self, request_id: str, prefill: Instance, seat: Seat) -> Offer:
-        """A new offer, of which the instance of the seat learns at once; the seat ends with the offer."""
-        return Offer(self._calls, request_id, prefill, seat)
+    def offer(self, request_id: str, prefill: Instance, seat: Seat, tokens: float) -> Offer:
+        """A new offer of so many tokens, about, of which the seat's instance learns; the seat ends with the offer."""
+        return Offer(self._calls, request_id, prefill, seat, tokens)
 
     async def close(self) -> None:
         """Tell what is still to be told, and nothing after that."""

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest  # noqa: E402
 
 from tests.fakes.instance import FINGERPRINT  # noqa: E402
 from vllm_epd.compat.registry import KV_CONNECTOR  # noqa: E402
+from vllm_epd.connectors.kv_shape import CHUNK_TOKENS
 from vllm_epd.connectors.settings import EmbeddingSettings, KVSettings  # noqa: E402
 from vllm_epd.roles import admin, metrics  # noqa: E402
 from vllm_epd.roles.serve import ATTRIBUTE, Instance  # noqa: E402
@@ -249,6 +250,7 @@ async def test_an_instance_that_hands_kv_caches_over_says_how_and_where(
 ) -> None:
     info = (await served.client.get("/epd/info")).json()
     assert (info["kv"], info["limits"].get("resume")) == (kv, resume)
+    assert info["limits"].get("kv_chunk_tokens") == (CHUNK_TOKENS if kv else None)
     assert bool(info["kv_agents"]) == (role == "prefill")
     assert info["kv_shards"] == 1
 

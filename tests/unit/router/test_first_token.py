@@ -210,6 +210,16 @@ async def test_decode_expects_the_kv_cache_while_prefill_works(cluster):
     await cluster.nothing_held()
 
 
+@pytest.mark.parametrize(("tokens", "told"), [(10, []), (100, ["expect", "forget"])])
+async def test_decode_expects_only_what_has_whole_chunks_while_prefill_works(cluster, tokens, told):
+    _, decode = await pair(cluster, resume=1, kv_chunk_tokens=64)
+    assert (await cluster.chat("abcd" * tokens)).status == 200
+    await soon(lambda: [what for what, _ in decode.kv_calls] == told)
+    await cluster.nothing_held()
+    assert [what for what, _ in decode.kv_calls] == told
+    assert decode.bodies("generate")[0]["kv_transfer_params"]["epd"]["transfer"]
+
+
 async def test_what_decode_is_told_has_the_token_of_the_fleet(cluster_with):
     async with cluster_with(token="secret") as cluster:
         _, decode = await pair(cluster)

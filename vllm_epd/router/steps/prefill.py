@@ -8,6 +8,7 @@ from vllm_epd.router.first_token import may_resume
 from vllm_epd.router.jsonio import JsonObject
 from vllm_epd.router.offers import Offer
 from vllm_epd.router.requests import EPD, prefill_body
+from vllm_epd.router.seats import Seat
 from vllm_epd.router.steps.open import open_answer
 from vllm_epd.router.steps.wait import seats_to_prefill
 from vllm_epd.router.timeline import Span
@@ -34,7 +35,7 @@ class PrefillStep:
         """Prefill; learn of the media what P encoded itself; have the answer opened if its first token is P's."""
         ctx.close_offer()
         place, decode = await seats_to_prefill(ctx)
-        ctx.offer = offer = None if decode is None else ctx.services.kv.offer(ctx.request_id, place.instance, decode)
+        ctx.offer = offer = None if decode is None else _offer(ctx, place, decode)
         samples = offer is not None and not ctx.sent and may_resume(ctx.request, ctx.planned.prefill, offer.decoder)
         with ctx.services.scheduling.timed(Role.PREFILL, place.ask.work):
             answer = await _ask(ctx, offer, samples)
@@ -47,6 +48,10 @@ class PrefillStep:
         if not ctx.answered and ctx.kv is None:
             ctx.kv = _kv(ctx, offer, answer)
         ctx.forget_media()
+
+
+def _offer(ctx: RequestContext, place: Seat, decode: Seat) -> Offer:
+    return ctx.services.kv.offer(ctx.request_id, place.instance, decode, place.ask.tokens)
 
 
 async def _ask(ctx: RequestContext, offer: Offer | None, samples: bool) -> JsonObject:

@@ -40,8 +40,11 @@ class Tiled(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="tiled"
         most: tiles of one image, without the thumbnail.
         thumbnail: a picture of the whole image is added where it was cut.
         tokens: that the language model gets for a tile.
-        extra: tokens around each tile and image, such as markers.
+        extra: tokens around an image, such as markers.
+        tile_extra: tokens around each of its tiles.
+        row_extra: tokens between the rows of its grid.
         frame_tiles: tiles of a frame of a video, with its thumbnail.
+        frame_extra: tokens around a frame.
     """
 
     rule: Literal["aspect", "area"]
@@ -51,7 +54,10 @@ class Tiled(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="tiled"
     thumbnail: bool
     tokens: int
     extra: int = 0
+    tile_extra: int = 0
+    row_extra: int = 0
     frame_tiles: int = 1
+    frame_extra: int = 0
 
 
 class Native(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="native", tag_field="kind"):
@@ -63,6 +69,7 @@ class Native(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="nativ
         least_pixels: an image is scaled up to that.
         most_pixels: an image is scaled down to that.
         window: side in pixels of the windows that attention looks at; 0 for the whole image.
+        whole: share of the layers whose attention looks at the whole image all the same.
         frames_together: frames of a video that become one.
         extra: tokens around each image.
     """
@@ -72,6 +79,7 @@ class Native(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="nativ
     least_pixels: int
     most_pixels: int
     window: int = 0
+    whole: float = 0.0
     frames_together: int = 2
     extra: int = 2
 

@@ -47,7 +47,11 @@ def measure(profile: Profile, item: Item) -> Encoded:
         if profile.audio is None:
             raise ConfigError(f"{profile.model} takes no audio, by its profile; leave audio out of the workload")
         return _audio(profile.audio, item.seconds)
-    media = profile.media
+    return measure_visual(profile.media, item)
+
+
+def measure_visual(media: Tiled | Native, item: Item) -> Encoded:
+    """What becomes of an image or a video."""
     if isinstance(media, Native):
         return _native(media, item.width, item.height, item.frames, item.kind is Kind.VIDEO)
     if item.kind is Kind.VIDEO:

@@ -71,7 +71,8 @@ def nonnegative_least_squares(matrix: Array, target: Array) -> Array:
             break
         free[gradient.argmax()] = True
         found = _inside(scaled, target, found, free)
-    return found / np.where(norms > 0, norms, 1)
+    found /= np.where(norms > 0, norms, 1)
+    return found
 
 
 def _inside(matrix: Array, target: Array, found: Array, free: NDArray[np.bool_]) -> Array:

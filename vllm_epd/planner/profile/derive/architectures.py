@@ -151,9 +151,13 @@ def resampler(queries: int, vision: int, out: int, patches: int) -> Projector:
     return Projector(weights + 10 * out, per_patch + per_query * queries / patches)
 
 
+def _qwen2_7b(vocabulary: int, max_context: int) -> Language:
+    """Of Qwen2 and Qwen2.5."""
+    return Language(28, 3584, 18944, heads=28, kv_heads=4, vocabulary=vocabulary, max_context=max_context)
+
+
 _TILE_PATCHES = 1024
 _POSITIONS = _TILE_PATCHES + 1
-_QWEN2_7B = {"layers": 28, "hidden": 3584, "intermediate": 18944, "heads": 28, "kv_heads": 4}
 _INTERNVL2 = Tiled(
     rule="aspect", tile=448, patch=14, most=12, thumbnail=True, tokens=256, extra=2, frame_tiles=1, frame_extra=6
 )
@@ -174,7 +178,7 @@ MINICPM_V_2_6 = Architecture(
     ),
     Vision(layers=27, hidden=1152, intermediate=4304, heads=16, positions=4900, once_unfused=True),
     resampler(64, 1152, 3584, _TILE_PATCHES),
-    Language(**_QWEN2_7B, vocabulary=151666, max_context=32768),
+    _qwen2_7b(vocabulary=151666, max_context=32768),
 )
 
 INTERNVL2_8B = Architecture(
@@ -198,7 +202,7 @@ QWEN2_5_VL_7B = Architecture(
     Native(patch=14, merge=2, least_pixels=3136, most_pixels=12_845_056, window=112, whole=4 / 32),
     Vision(layers=32, hidden=1280, intermediate=3420, heads=16, gated=True, frames=2),
     perceptron(4 * 1280, 4 * 1280, 3584, 4),
-    Language(**_QWEN2_7B, vocabulary=152064, max_context=128_000),
+    _qwen2_7b(vocabulary=152064, max_context=128_000),
 )
 
 # Its images are always of one size and light beside its language model. All layers keep keys and values of all tokens

@@ -52,11 +52,14 @@ class Device:
         profile: of the model.
         roles: of the instance.
         memory_share: of the device's memory that may be used.
+        pool_tokens: of embeddings that memory is set aside for, before KV caches have their share; None: as many as the
+            batch has, out of what the KV cache leaves.
     """
 
     profile: Profile
     roles: RoleSet
     memory_share: float = 1.0
+    pool_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +109,16 @@ def what_stops(device: Device, batch: Batch, kv_share: float) -> Bound | None:
         return Bound.MEMORY
     each = measure(device.profile, batch.image)
     prompt = batch.images * each.tokens + batch.text_tokens
+    embeddings = batch.requests * batch.images * each.tokens
+    needed = _work(device, batch.requests * batch.images * each.patches, batch.requests * prompt)
+    if device.pool_tokens is None:
+        needed += embeddings * memory.embedding_per_token
+    elif embeddings > device.pool_tokens:
+        return Bound.MEMORY
+    else:
+        free -= device.pool_tokens * memory.embedding_per_token
     kv = int(free * kv_share) if device.roles.language_model else 0
-    work = _work(device, batch.requests * batch.images * each.patches, batch.requests * prompt)
-    embeddings = batch.requests * batch.images * each.tokens * memory.embedding_per_token
-    if work + embeddings > free - kv:
+    if needed > free - kv:
         return Bound.MEMORY
     if device.roles.prefill and prompt > memory.max_context:
         return Bound.CONTEXT

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What preprocessing costs a core: measured, as no data sheet says it. Pure.
 
-`python -m tests.bench.preprocess` on one core of an AMD EPYC of family 26 (Zen 5), Pillow 13.0, numpy 2.3 and torch 2.13
-in one thread: pictures of 313x234 to 4032x3024 pixels as JPEG of 0.4 bytes a pixel. For 4032x3024, decoding took 77 ms
-and the rest 150 ms (MiniCPM-V 2.6), 138 ms (InternVL2) and 274 ms (Qwen2.5-VL). Errors of the fits, mean and worst:
-decoding 9 and 33 %, 1 and 2 %, 2 and 4 %, 21 and 55 %. Cores of older hosts take longer.
+By `python -m tests.bench.preprocess` on one core of an AMD EPYC of family 26 (Zen 5), with Pillow 13.0, numpy 2.3 and
+torch 2.13 in one thread, for pictures of 313x234 to 4032x3024 pixels in JPEG of 0.4 bytes a pixel. For 4032x3024,
+decoding took 77 ms and the rest 150 ms (MiniCPM-V 2.6), 138 ms (InternVL2) and 274 ms (Qwen2.5-VL). Errors of the fits,
+mean and worst: 9 and 33 %, 1 and 2 %, 2 and 4 %, 21 and 55 %. Cores of older hosts take longer.
 """
 
 from vllm_epd.planner.profile.profile import PreprocessCost

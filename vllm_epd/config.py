@@ -165,7 +165,7 @@ def load(cls: type[T], file: Path | None, overrides: Mapping[str, Any]) -> T:
         ConfigError: unknown keys, wrong types, impossible values, an unreadable file.
     """
     config: Any = OmegaConf.structured(cls)
-    for source, values in ((str(file), _read(file) if file else {}), (COMMAND_LINE, overrides)):
+    for source, values in ((str(file), read_mapping(file) if file else {}), (COMMAND_LINE, overrides)):
         for key, value in _parsed(cls, values, source, "").items():
             try:
                 config = OmegaConf.merge(config, {key: value})
@@ -182,7 +182,12 @@ def check_positive(config: Any, *names: str) -> None:
             raise ConfigError(f"{name}: expected a positive number, got {value}")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_mapping(file: Path) -> dict[str, Any]:
+    """The settings of a YAML file, as they are.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
     try:
         content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
     except Exception as error:  # the YAML parser's own among them, which only OmegaConf may import here

@@ -55,6 +55,7 @@ def _line(record: Record, status: int) -> jsonio.JsonObject:
         "prompts": record.prompts,
         "choices": record.choices,
         "media": record.media,
+        "media_tokens": [(kind, round(tokens)) for kind, tokens in record.media_tokens],
         "prompt_tokens": record.prompt_tokens,
         "completion_tokens": record.completion_tokens,
         "instances": record.instances,

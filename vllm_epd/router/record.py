@@ -2,6 +2,7 @@
 """What is remembered of one request beside its answer: for a header, a line in the log, and the metrics."""
 
 import re
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -33,6 +34,7 @@ class Record:
         prompts: how many.
         choices: how many for each prompt.
         media: how many media parts.
+        media_tokens: the kind of each, and what it is estimated at.
         target_s: within which time its first token should be there; None if nobody has said.
         prompt_tokens: as the answer tells; None where it does not, or was not looked into.
         completion_tokens: the same of what was generated.
@@ -50,6 +52,7 @@ class Record:
     prompts: int = 0
     choices: int = 0
     media: int = 0
+    media_tokens: Sequence[tuple[str, float]] = ()
     target_s: float | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None

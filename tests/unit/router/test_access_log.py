@@ -52,6 +52,7 @@ async def test_a_request_through_all_stages(cluster, clock, lines):
         "prompts": 1,
         "choices": 1,
         "media": 2,
+        "media_tokens": [["image", 1337], ["image", 1337]],
         "prompt_tokens": usage["prompt_tokens"],
         "completion_tokens": usage["completion_tokens"],
         "instances": {

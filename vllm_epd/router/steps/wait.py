@@ -8,6 +8,7 @@ from functools import partial
 from vllm_epd.errors import NoInstanceError
 from vllm_epd.router.capacity import Ask
 from vllm_epd.router.context import RequestContext
+from vllm_epd.router.costs import modality_of
 from vllm_epd.router.demand import estimate
 from vllm_epd.router.encoders import Part
 from vllm_epd.router.instances import Instance
@@ -27,6 +28,8 @@ def measure(ctx: RequestContext) -> None:
         scheduling = ctx.services.scheduling
         named = scheduling.chooser.asks_who_holds(Role.PREFILL)
         ctx.demand = estimate(ctx.request, scheduling.means, named=named)
+        kinds = (modality_of(each.part) for each in ctx.request.media)
+        ctx.record.media_tokens = tuple(zip(kinds, ctx.demand.media, strict=True))
 
 
 def pick_prefill(ctx: RequestContext, candidates: Sequence[Instance]) -> Instance:

@@ -44,6 +44,7 @@ class Fleet:
         kv_share: of what is free on a device beside weights, for KV caches; the rest is for embeddings and work.
         workers_preprocess: the instance that encodes cannot do anything else meanwhile, as where the worker of the
             device preprocesses too; otherwise cores of its host do it beside.
+        preprocess_workers: items that one instance preprocesses at once, otherwise.
         cores: of each host; None: as in the profile.
         instances_per_host: devices that share a host's cores.
         chunked: prompts of several steps share each with sequences that generate; otherwise prompts go first, whole.
@@ -59,6 +60,7 @@ class Fleet:
     memory_share: float = 0.9
     kv_share: float = 0.8
     workers_preprocess: bool = False
+    preprocess_workers: int = 1
     cores: int | None = None
     instances_per_host: int = 8
     chunked: bool = True

@@ -25,7 +25,7 @@ from vllm_epd.planner.simulate.choice import Chooser, degree, line, place
 from vllm_epd.planner.simulate.events import Action, Events
 from vllm_epd.planner.simulate.instance import Finished, Instance, Trace
 from vllm_epd.planner.simulate.jobs import Journey, Part
-from vllm_epd.planner.simulate.journeys import journey_of, objection
+from vllm_epd.planner.simulate.journeys import could_prefill, journey_of, objection, why_not_prefilled
 from vllm_epd.planner.simulate.outcome import Refused
 from vllm_epd.planner.workload.requests import Request
 from vllm_epd.router.ordering import Ticket
@@ -61,10 +61,12 @@ class FleetRun(Finished):
         """A request comes; it is refused if no instance could ever serve it."""
         journey = journey_of(request, self._profile, self._ttft_slo_s)
         encoders, prefills, decodes = (self._able(stage) for stage in Role)
-        if why := objection(journey, self._profile.memory.max_context, encoders, prefills, decodes):
-            self.refused.append(Refused(request.number, why))
+        able = [each for each in prefills if could_prefill(journey, each)]
+        why = objection(journey, self._profile.memory.max_context, encoders, decodes)
+        if why is not None or not able:
+            self.refused.append(Refused(request.number, why or why_not_prefilled(journey, prefills)))
             return
-        planned = journey.prefill = self._chooser.pick(Role.PREFILL, prefills)
+        planned = journey.prefill = self._chooser.pick(Role.PREFILL, able)
         planned.begin(float(journey.prompt))  # counts for those who choose after it
         if journey.parts and not planned.roles.encode:
             self._cut(journey, encoders)

@@ -30,39 +30,39 @@ def _part(item: Item, profile: Profile) -> Part:
     )
 
 
-def objection(
-    journey: Journey,
-    most: int,
-    encoders: Sequence[Instance],
-    prefills: Sequence[Instance],
-    decodes: Sequence[Instance],
-) -> str | None:
+def objection(journey: Journey, most: int, encoders: Sequence[Instance], decodes: Sequence[Instance]) -> str | None:
     """Why these instances could never serve it, whatever else they have to do; None if they can.
 
     Args:
         journey: what is asked for.
         most: tokens that the model takes.
         encoders: instances that may encode.
-        prefills: instances that may prefill.
         decodes: instances that may generate.
     """
     if journey.whole > most:
         return f"{journey.whole} tokens of prompt and answer are more than the {most} that the model takes"
-    for tokens, able in ((journey.whole, decodes), (journey.prompt, prefills)):
-        largest = max(each.room.kv_tokens for each in able)
-        if tokens > largest:
-            return f"{tokens} tokens do not fit a KV cache, of which the largest has room for {largest}"
-    return _objection_to_media(journey, encoders, prefills) if journey.parts else None
-
-
-def _objection_to_media(journey: Journey, encoders: Sequence[Instance], prefills: Sequence[Instance]) -> str | None:
+    largest = max(each.room.kv_tokens for each in decodes)
+    if journey.whole > largest:
+        return f"{journey.whole} tokens do not fit a KV cache, of which the largest has room for {largest}"
+    if not journey.parts:
+        return None
     if not encoders:
         return "it has media, and no instance encodes"
     pools = [each.pool.capacity for each in encoders]
-    landing = max(each.pool.capacity for each in prefills)
-    largest, tokens = max(part.tokens for part in journey.parts), journey.media_tokens
-    if largest > max(pools) or tokens > sum(pools):
+    item, tokens = max(part.tokens for part in journey.parts), journey.media_tokens
+    if item > max(pools) or tokens > sum(pools):
         return f"embeddings of {tokens} tokens do not fit the pools of encode, of which the largest has {max(pools)}"
-    if tokens > landing:
-        return f"embeddings of {tokens} tokens do not fit at prefill, which has room for {landing}"
     return None
+
+
+def could_prefill(journey: Journey, instance: Instance) -> bool:
+    """Whether an instance that prefills could take it if it had nothing else to do."""
+    tokens = journey.whole if instance.roles.decode else journey.prompt
+    return tokens <= instance.room.kv_tokens and journey.media_tokens <= instance.pool.capacity
+
+
+def why_not_prefilled(journey: Journey, prefills: Sequence[Instance]) -> str:
+    """What is said of a request that none of these could take."""
+    caches, pools = (max(each.room.kv_tokens for each in prefills), max(each.pool.capacity for each in prefills))
+    asked = f"{journey.prompt} tokens of prompt, {journey.media_tokens} of them embeddings, do not fit at prefill"
+    return f"{asked}: the largest KV cache has room for {caches}, the largest pool for {pools}"

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for all tests."""
+
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")

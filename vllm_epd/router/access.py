@@ -37,9 +37,14 @@ def open_access_log(target: str | None) -> None:
     logger.propagate = False
 
 
+def wanted() -> bool:
+    """Whether anybody wants the lines."""
+    return logger.isEnabledFor(logging.INFO)
+
+
 def write(record: Record, status: int) -> None:
     """Write the line of a request that is over, if anybody wants it; 499 stands for a client that went away."""
-    if logger.isEnabledFor(logging.INFO):
+    if wanted():
         logger.info("%s", jsonio.encode(_line(record, status)).decode())
 
 
@@ -56,6 +61,8 @@ def _line(record: Record, status: int) -> jsonio.JsonObject:
         "choices": record.choices,
         "media": record.media,
         "media_tokens": [(kind, round(tokens)) for kind, tokens in record.media_tokens],
+        "media_sizes": record.media_sizes,
+        "text_tokens": record.text_tokens,
         "prompt_tokens": record.prompt_tokens,
         "completion_tokens": record.completion_tokens,
         "instances": record.instances,

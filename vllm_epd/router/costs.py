@@ -74,6 +74,12 @@ def media_tokens(part: JsonObject, means: Means, inline: Inline = NOTHING) -> fl
     return max(1.0, means.of(modality) if known is None else known)
 
 
+def inline_size(part: JsonObject, inline: Inline = NOTHING) -> tuple[int, int] | None:
+    """Width and height of an image whose data is in the request and tells them."""
+    data = inline_data(part) if modality_of(part) == "image" else None
+    return None if data is None else _image_size(data.text, inline)
+
+
 def modality_of(part: JsonObject) -> str:
     """`image`, `audio` or `video`."""
     key = MEDIA_KEYS.get(part.get("type", "")) or next(key for key in MEDIA_KEYS.values() if key in part)
@@ -127,17 +133,23 @@ def image_size(head: bytes) -> tuple[int, int] | None:
 
 def _inline_tokens(modality: str, marked: str, inline: Inline) -> float | None:
     """By the beginning of a text and its length."""
+    if modality == "image":
+        size = _image_size(marked, inline)
+        return None if size is None else size[0] * size[1] / PIXELS_PER_TOKEN
     text, length = inline.opened(marked, _HEAD + _URL_HEAD)
     head = _head(text, _HEAD)
-    if modality == "image":
-        size = image_size(head)
-        if size is None and head.startswith(_JPEG):
-            size = image_size(_head(inline.opened(marked, _JPEG_HEAD + _URL_HEAD)[0], _JPEG_HEAD))
-        return None if size is None else size[0] * size[1] / PIXELS_PER_TOKEN
     nbytes = (length - _start(text)) * 3 / 4
     if modality == "video":
         return nbytes / VIDEO_BYTES_PER_S * VIDEO_TOKENS_PER_S
     return nbytes / _audio_bytes_per_s(head) * AUDIO_TOKENS_PER_S
+
+
+def _image_size(marked: str, inline: Inline) -> tuple[int, int] | None:
+    head = _head(inline.opened(marked, _HEAD + _URL_HEAD)[0], _HEAD)
+    size = image_size(head)
+    if size is None and head.startswith(_JPEG):
+        size = image_size(_head(inline.opened(marked, _JPEG_HEAD + _URL_HEAD)[0], _JPEG_HEAD))
+    return size
 
 
 def _audio_bytes_per_s(head: bytes) -> float:

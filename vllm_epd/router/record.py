@@ -35,6 +35,8 @@ class Record:
         choices: how many for each prompt.
         media: how many media parts.
         media_tokens: the kind of each, and what it is estimated at.
+        media_sizes: width and height of each, None where that is not known; only where there is an access log.
+        text_tokens: what the text of all prompts is estimated at; None if nobody has looked into it.
         target_s: within which time its first token should be there; None if nobody has said.
         prompt_tokens: as the answer tells; None where it does not, or was not looked into.
         completion_tokens: the same of what was generated.
@@ -53,6 +55,8 @@ class Record:
     choices: int = 0
     media: int = 0
     media_tokens: Sequence[tuple[str, float]] = ()
+    media_sizes: Sequence[tuple[int, int] | None] = ()
+    text_tokens: float | None = None
     target_s: float | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tests.unit.router.conftest import answers_after, hold, image, soon
+from tests.unit.router.conftest import answers_after, hold, image, sized, soon, text
 from tests.unit.router.test_first_token import D, P
 from tests.unit.router.test_recovery import break_off
 from vllm_epd.errors import ConfigError
@@ -53,6 +53,8 @@ async def test_a_request_through_all_stages(cluster, clock, lines):
         "choices": 1,
         "media": 2,
         "media_tokens": [["image", 1337], ["image", 1337]],
+        "media_sizes": [None, None],
+        "text_tokens": 0.0,
         "prompt_tokens": usage["prompt_tokens"],
         "completion_tokens": usage["completion_tokens"],
         "instances": {
@@ -112,6 +114,15 @@ async def test_a_request_that_is_refused(cluster_with, lines, raw, status, reaso
         found = await line(lines)
         assert (answer.status, found["status"], found["reason"]) == (status, status, reason)
         assert found["instances"] == {}
+
+
+async def test_what_was_seen_of_media_before_it_was_encoded(cluster, lines):
+    await cluster.up("EPD")
+    audio = {"type": "input_audio", "input_audio": {"data": "A" * 4000, "format": "mp3"}}
+    await cluster.chat([text("what is this"), sized(280, 56), audio], headers=HEADERS)
+    found = await line(lines)
+    assert (found["media_tokens"], found["media_sizes"]) == ([["image", 20], ["audio", 5]], [[280, 56], None])
+    assert found["text_tokens"] == 3.0
 
 
 async def test_a_client_that_leaves(cluster, lines):

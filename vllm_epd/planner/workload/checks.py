@@ -25,9 +25,14 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def check_positive(name: str, number: float) -> None:
+    """Refuse what is not above zero, or without end."""
+    check(0 < number < math.inf, f"expected a {name} above 0, got {number}")
+
+
 def check_weights(weights: Sequence[float], count: int) -> None:
     """Refuse weights that are not one for each of `count` things, or not all above zero."""
-    good = len(weights) == count and all(each > 0 for each in weights)
+    good = len(weights) == count and all(0 < each < math.inf for each in weights)
     check(good, f"expected {count} weights above 0, got {list(weights)}")
 
 

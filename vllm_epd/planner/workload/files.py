@@ -2,16 +2,16 @@
 """Workloads from files: a trace of our own, the access log of a router, the result of `vllm bench serve`.
 
 - **A trace**: one JSON object per line with the fields of `Request`, of which `number` may be left out.
-- **The access log** (`vllm-epd route --access-log`): requests for an answer that were answered. It knows how many
-  tokens each medium was estimated at but not its size, so an image becomes a square one of as many pixels; what the
-  answer told of its prompt, less its media, is the text.
+- **The access log** (`vllm-epd route --access-log`): requests for an answer that were answered. An image whose first
+  bytes told no size, such as one behind a URL, becomes a square of as many pixels as its estimated tokens stand for;
+  video and audio become as long as they were estimated. The text beside media is what the router estimated it at, as it
+  depends on the model how much of a prompt its media is; without media the whole prompt is the text.
 - **`vllm bench serve --save-result --save-detailed`**: lengths and times of requests without media.
 """
 
-import json
 import math
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,26 @@ def _requests(text: str, file: Path) -> list[Request]:
 
 def _parsed(line: str, file: Path, number: int) -> Any:
     try:
-        return json.loads(line)
-    except ValueError as error:
+        return msgspec.json.decode(line)
+    except msgspec.DecodeError as error:
         raise ConfigError(f"{file}, line {number}: no JSON: {error}") from error
 
 
 def _of_trace(value: Any) -> Request:
+    _check_fields(value, Request)
+    items = value.get("items", ())
+    for item in items if isinstance(items, list) else ():
+        _check_fields(item, Item)
     return msgspec.convert({"number": 0, **value}, Request)
+
+
+def _check_fields(value: Any, cls: type[Any]) -> None:
+    """Refuse what is no object, or has fields that would be passed over."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"expected an object, got a {type(value).__name__}")
+    known = [each.name for each in fields(cls)]
+    if unknown := [key for key in value if key not in known]:
+        raise ConfigError(f"unknown field {unknown[0]}; known: {', '.join(known)}")
 
 
 def _of_log(entry: dict[str, Any]) -> Request | None:
@@ -85,13 +98,18 @@ def _of_log(entry: dict[str, Any]) -> Request | None:
     at = datetime.fromisoformat(entry["time"]).timestamp() - entry["total_s"]
     media = entry.get("media_tokens", [])
     prompt, output = entry["prompt_tokens"], entry["completion_tokens"]
-    text = _UNKNOWN_TOKENS if prompt is None else prompt - sum(tokens for _, tokens in media)
-    items = tuple(_item(Kind(kind), tokens) for kind, tokens in media)
+    sizes = entry.get("media_sizes", [None] * len(media))
+    text = entry.get("text_tokens") if media or prompt is None else prompt
+    if text is None:
+        text = _UNKNOWN_TOKENS if prompt is None else prompt - sum(tokens for _, tokens in media)
+    items = tuple(_item(Kind(kind), tokens, size) for (kind, tokens), size in zip(media, sizes, strict=True))
     return Request(0, at, max(1, round(text)), max(1, _UNKNOWN_TOKENS if output is None else output), items)
 
 
-def _item(kind: Kind, tokens: float) -> Item:
-    """A medium that the router would estimate at so many tokens."""
+def _item(kind: Kind, tokens: float, size: list[int] | None) -> Item:
+    """A medium of that size, or one that the router would estimate at so many tokens."""
+    if size is not None:
+        return Item(kind, *size)
     if kind is Kind.AUDIO:
         return Item(kind, frames=0, seconds=tokens / AUDIO_TOKENS_PER_S)
     frames = 1 if kind is Kind.IMAGE else max(1, round(_FRAMES_PER_S * tokens / VIDEO_TOKENS_PER_S))

@@ -28,7 +28,7 @@ def generate(spec: WorkloadSpec, seed: int | None = None) -> tuple[Request, ...]
     """
     of_times, of_shapes = SeedSequence(spec.seed if seed is None else seed).spawn(2)
     if isinstance(spec.arrivals, Trace):
-        return _within(spec, _stretched(read_trace(Path(spec.arrivals.file)), spec.arrivals.rate))
+        return _within(spec, _stretched(spec.arrivals, read_trace(Path(spec.arrivals.file))))
     drawn = Shapes(spec.classes, spec.reuse, default_rng(of_shapes))
     times = _times(spec, spec.arrivals, of_times)
     return _within(spec, tuple(Request(number, at, *drawn.draw()) for number, at in enumerate(times)))
@@ -51,9 +51,11 @@ def _within(spec: WorkloadSpec, requests: tuple[Request, ...]) -> tuple[Request,
     return found
 
 
-def _stretched(requests: tuple[Request, ...], rate: float | None) -> tuple[Request, ...]:
-    """The same requests at another mean rate; one alone stays where it is."""
-    if rate is None or requests[-1].at == 0:
+def _stretched(trace: Trace, requests: tuple[Request, ...]) -> tuple[Request, ...]:
+    """The same requests at the rate that is wanted, which is that of the times between them."""
+    if trace.rate is None or len(requests) == 1:
         return requests
-    factor = len(requests) / rate / requests[-1].at
+    if requests[-1].at == 0:
+        raise ConfigError(f"{trace.file}: all {len(requests)} requests come at the same time, which has no rate")
+    factor = (len(requests) - 1) / trace.rate / requests[-1].at
     return tuple(replace(each, at=each.at * factor) for each in requests)

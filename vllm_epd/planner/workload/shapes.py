@@ -10,7 +10,7 @@ from numpy.random import Generator
 
 from vllm_epd.planner.workload.checks import parse_size
 from vllm_epd.planner.workload.requests import Item, Kind
-from vllm_epd.planner.workload.spec import Choices, LogNormal, Numbers, RequestClass, Reuse, Uniform
+from vllm_epd.planner.workload.spec import Choices, LogNormal, Numbers, RequestClass, Reuse, Sizes, Uniform
 
 Shape = tuple[int, int, tuple[Item, ...]]
 """Tokens of text, tokens of output, media."""
@@ -44,7 +44,10 @@ class Shapes:
             seconds = max(0.1, _number(chosen.audio_s, self._random))
             yield Item(Kind.AUDIO, frames=0, seconds=seconds, name=self._names.draw(Kind.AUDIO, seconds))
 
-    def _size(self, sizes: Sequence[str]) -> tuple[int, int]:
+    def _size(self, sizes: Sizes) -> tuple[int, int]:
+        if isinstance(sizes, dict):
+            weights = np.array(list(sizes.values()))
+            return parse_size(list(sizes)[int(self._random.choice(len(weights), p=weights / weights.sum()))])
         return parse_size(sizes[int(self._random.integers(len(sizes)))])
 
 

@@ -11,7 +11,7 @@ Example::
         text_tokens: {kind: lognormal, mean: 200, cv: 1}
         output_tokens: 100
         images: {kind: choices, values: [1, 2, 4]}
-        image_sizes: [1280x720, 4032x3024]
+        image_sizes: {1280x720: 3, 4032x3024: 1}
       - text_tokens: {kind: uniform, low: 500, high: 4000}
         output_tokens: 300
     reuse: {share: 0.3, pool: 200, zipf: 1}
@@ -28,10 +28,12 @@ import msgspec
 
 from vllm_epd.config import read_mapping
 from vllm_epd.errors import ConfigError
-from vllm_epd.planner.workload.checks import check, check_rate, check_weights, parse_size
+from vllm_epd.planner.workload.checks import check, check_positive, check_rate, check_weights, parse_size
 
 #: Without a number of requests or a duration.
 DEFAULT_REQUESTS = 200
+#: More are a mistake in the rate or the duration, and would fill the memory.
+MOST_REQUESTS = 10_000_000
 
 
 class Uniform(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="uniform"):
@@ -51,7 +53,8 @@ class LogNormal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fie
     cv: float
 
     def __post_init__(self) -> None:
-        check(self.mean > 0 and self.cv > 0, f"expected a mean and a cv above 0, got {self.mean} and {self.cv}")
+        good = 0 < self.mean < math.inf and 0 < self.cv < math.inf
+        check(good, f"expected a mean and a cv above 0, got {self.mean} and {self.cv}")
 
 
 class Choices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="choices"):
@@ -61,12 +64,17 @@ class Choices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        check(bool(self.values) and min(self.values) >= 0, f"expected values of at least 0, got {list(self.values)}")
+        good = bool(self.values) and all(0 <= each < math.inf for each in self.values)
+        check(good, f"expected values of at least 0, got {list(self.values)}")
         check_weights(self.weights or (1.0,) * len(self.values), len(self.values))
 
 
 Numbers = int | float | Uniform | LogNormal | Choices
 """A number, or how it is drawn for each request."""
+
+
+Sizes = tuple[str, ...] | dict[str, float]
+"""Several sizes, or the weight of each."""
 
 
 class Poisson(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="poisson"):
@@ -86,7 +94,7 @@ class Gamma(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
 
     def __post_init__(self) -> None:
         check_rate(self.rate)
-        check(self.cv > 0, f"expected a cv above 0, got {self.cv}")
+        check_positive("cv", self.cv)
 
 
 class Bursts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="bursts"):
@@ -131,7 +139,7 @@ class RequestClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         output_tokens: generated.
         weight: how often, against other classes.
         images: in each request.
-        image_sizes: `WIDTHxHEIGHT` in pixels; each image has one of them.
+        image_sizes: `WIDTHxHEIGHT` in pixels; each image has one of them, by their weights if they have some.
         videos: in each request.
         frames: taken of each video.
         frame_sizes: of videos, as `image_sizes`.
@@ -143,10 +151,10 @@ class RequestClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output_tokens: Numbers = 100
     weight: float = 1.0
     images: Numbers = 0
-    image_sizes: tuple[str, ...] = ("1024x1024",)
+    image_sizes: Sizes = ("1024x1024",)
     videos: Numbers = 0
     frames: Numbers = 16
-    frame_sizes: tuple[str, ...] = ("1280x720",)
+    frame_sizes: Sizes = ("1280x720",)
     audios: Numbers = 0
     audio_s: Numbers = 10
 
@@ -160,7 +168,9 @@ class RequestClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             check(bool(sizes), f"expected at least one of {name}")
             for size in sizes:
                 parse_size(size)
-        check(self.weight > 0, f"expected a weight above 0, got {self.weight}")
+            if isinstance(sizes, Mapping):
+                check_weights(list(sizes.values()), len(sizes))
+        check_positive("weight", self.weight)
 
 
 class Reuse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -179,7 +189,7 @@ class Reuse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         check(0 <= self.share <= 1, f"expected a share from 0 to 1, got {self.share}")
         check(self.pool >= 1, f"expected a pool of at least 1, got {self.pool}")
-        check(self.zipf >= 0, f"expected a zipf exponent of at least 0, got {self.zipf}")
+        check(0 <= self.zipf < math.inf, f"expected a zipf exponent of at least 0, got {self.zipf}")
 
 
 class WorkloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -205,8 +215,12 @@ class WorkloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         both = self.requests is not None and self.duration_s is not None
         check(not both, "expected requests or duration_s, not both")
         check(self.requests is None or self.requests >= 1, f"expected at least 1 request, got {self.requests}")
-        check(self.duration_s is None or self.duration_s > 0, f"expected a duration_s above 0, got {self.duration_s}")
+        if self.duration_s is not None:
+            check_positive("duration_s", self.duration_s)
+        count = self.requests or (self.duration_s or 0) * (self.rate or 0)
+        check(count <= MOST_REQUESTS, f"expected {MOST_REQUESTS:,} requests at most, got {count:,.0f}")
         check(bool(self.classes), "expected at least one class of requests")
+        check(self.seed >= 0, f"expected a seed of at least 0, got {self.seed}")
 
     @property
     def rate(self) -> float | None:
@@ -214,8 +228,15 @@ class WorkloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.arrivals.rate
 
     def at_rate(self, rate: float) -> "WorkloadSpec":
-        """The same requests at another mean rate."""
-        return msgspec.structs.replace(self, arrivals=msgspec.structs.replace(self.arrivals, rate=rate))
+        """The same requests at another mean rate.
+
+        Raises:
+            ConfigError: it is no rate, or too high for the duration.
+        """
+        try:
+            return msgspec.structs.replace(self, arrivals=msgspec.structs.replace(self.arrivals, rate=rate))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 def load_workload(file: Path, overrides: Mapping[str, Any] | None = None) -> WorkloadSpec:

@@ -6,9 +6,10 @@ from dataclasses import replace
 from functools import partial
 
 from vllm_epd.errors import NoInstanceError
+from vllm_epd.router import access
 from vllm_epd.router.capacity import Ask
 from vllm_epd.router.context import RequestContext
-from vllm_epd.router.costs import modality_of
+from vllm_epd.router.costs import inline_size, modality_of
 from vllm_epd.router.demand import estimate
 from vllm_epd.router.encoders import Part
 from vllm_epd.router.instances import Instance
@@ -30,6 +31,9 @@ def measure(ctx: RequestContext) -> None:
         ctx.demand = estimate(ctx.request, scheduling.means, named=named)
         kinds = (modality_of(each.part) for each in ctx.request.media)
         ctx.record.media_tokens = tuple(zip(kinds, ctx.demand.media, strict=True))
+        ctx.record.text_tokens = sum(ctx.demand.texts)
+        if access.wanted():
+            ctx.record.media_sizes = tuple(inline_size(each.part, ctx.request.inline) for each in ctx.request.media)
 
 
 def pick_prefill(ctx: RequestContext, candidates: Sequence[Instance]) -> Instance:

@@ -64,10 +64,29 @@ def test_a_benchmarks_result_gives_lengths_and_times(written):
 def test_a_trace_may_come_at_another_rate(written, rate):
     rows = [{"at": float(at), "text_tokens": 1, "output_tokens": 1} for at in range(11)]
     found = generate(WorkloadSpec(Trace(str(written(*rows)), rate)))
-    assert found[-1].at == (10.0 if rate is None else 11 / 4)
+    assert found[-1].at == (10.0 if rate is None else 10 / 4)
     assert len(found) == 11
 
 
+def test_a_trace_whose_requests_come_at_once_has_no_rate(written):
+    rows = [{"at": 1.0, "text_tokens": 1, "output_tokens": 1}] * 2
+    with pytest.raises(ConfigError, match=r"trace: all 2 requests come at the same time"):
+        generate(WorkloadSpec(Trace(str(written(*rows)), 4.0)))
+
+
+def test_the_access_log_gives_sizes_and_texts_where_it_knows_them(written):
+    media = {"media_tokens": [["image", 15552], ["image", 256]], "media_sizes": [[4032, 3024], None]}
+    (found,) = read_trace(written({**ENTRY, **media, "text_tokens": 22.0, "prompt_tokens": 730}))
+    assert found.text_tokens == 22
+    assert found.items == (Item(Kind.IMAGE, 4032, 3024), Item(Kind.IMAGE, 448, 448))
+
+
+def test_without_media_the_prompt_is_the_text(written):
+    (found,) = read_trace(written({**ENTRY, "media_tokens": [], "media_sizes": [], "text_tokens": 22.0}))
+    assert found.text_tokens == ENTRY["prompt_tokens"]
+
+
+ROW = {"at": 1.0, "text_tokens": 1, "output_tokens": 1}
 BAD = {
     "empty": ((), "has no requests in it"),
     "blank": (("", "  "), "has no requests in it"),
@@ -75,6 +94,13 @@ BAD = {
     "no JSON": (("{",), "line 1: no JSON"),
     "something else": ((5,), "line 1: "),
     "a field missing": (({"at": 1.0, "text_tokens": 1},), "line 1: Object missing required field `output_tokens`"),
+    "an unknown field": ((ROW | {"itemz": []},), "line 1: unknown field itemz; known: number, at,"),
+    "an unknown field of an item": (
+        (ROW | {"items": [{"kind": "image", "size": 1}]},),
+        "unknown field size; known: kind,",
+    ),
+    "no time": ((json.dumps(ROW | {"at": float("nan")}),), "line 1: no JSON"),
+    "a list": (([1, 2],), "line 1: expected an object, got a list"),
     "a negative time": (({"at": -1.0, "text_tokens": 1, "output_tokens": 1},), "comes at -1.0 s"),
     "a log of another kind": (({"request_id": "a"},), "line 1: 'status' is missing"),
     "a benchmark without times": (({"input_lens": [1], "output_lens": [1]},), "--save-detailed"),

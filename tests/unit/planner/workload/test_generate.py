@@ -6,7 +6,7 @@ from math import sqrt
 from statistics import mean, pstdev
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_epd.errors import ConfigError
@@ -60,6 +60,7 @@ def test_rate_and_variation_are_those_asked_for(arrivals, cv):
 
 
 @given(seed=st.integers(0, 2**31), rates=st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)))
+@settings(deadline=None)
 def test_requests_of_one_seed_are_the_same_at_each_rate(seed, rates):
     spec = WorkloadSpec(Poisson(1.0), (MIXED,), requests=20, reuse=Reuse(0.5), seed=seed)
     slow, fast = (generate(spec.at_rate(rate)) for rate in rates)
@@ -94,6 +95,19 @@ def test_classes_come_by_their_weights():
     assert abs(share - 0.75) <= SIGMAS * sqrt(0.75 * 0.25 / MANY)
 
 
+def test_sizes_come_by_their_weights():
+    kinds = (RequestClass(images=1, image_sizes={"640x480": 3.0, "4032x3024": 1.0}),)
+    requests = generate(WorkloadSpec(Poisson(1.0), kinds, requests=MANY))
+    share = mean(item.width == 640 for each in requests for item in each.items)
+    assert abs(share - 0.75) <= SIGMAS * sqrt(0.75 * 0.25 / MANY)
+
+
+@pytest.mark.parametrize("arrivals", [each for each, _ in ARRIVALS.values()], ids=ARRIVALS.keys())
+def test_a_longer_workload_begins_with_the_requests_of_a_shorter_one(arrivals):
+    short, long = (generate(WorkloadSpec(arrivals, (MIXED,), requests=n, reuse=Reuse(0.5))) for n in (30, 90))
+    assert long[:30] == short
+
+
 def test_media_come_again_as_often_as_asked_for_and_with_the_same_size():
     kinds = (RequestClass(images=2, image_sizes=("10x10", "20x20")),)
     requests = generate(WorkloadSpec(Poisson(1.0), kinds, requests=MANY, reuse=Reuse(0.4, pool=10)))
@@ -105,6 +119,7 @@ def test_media_come_again_as_often_as_asked_for_and_with_the_same_size():
 
 
 @given(duration=st.floats(5, 200), arrivals=st.sampled_from([each for each, _ in ARRIVALS.values()]))
+@settings(deadline=None)
 def test_a_duration_ends_a_workload(duration, arrivals):
     spec = WorkloadSpec(arrivals, duration_s=duration, seed=3)
     found = generate(spec)

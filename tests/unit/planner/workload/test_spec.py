@@ -63,6 +63,7 @@ def test_a_trace_lies_beside_the_file_that_names_it(written, tmp_path):
     assert spec.at_rate(2.0).rate == 2.0
 
 
+INF = float("inf")
 POISSON = {"kind": "poisson", "rate": 1}
 BAD = {
     "no arrivals": ({}, "missing required field `arrivals`"),
@@ -88,6 +89,24 @@ BAD = {
         {"arrivals": POISSON, "classes": [{"images": {"kind": "choices", "values": [1, 2], "weights": [1]}}]},
         "expected 2 weights above 0, got [1.0]",
     ),
+    "a negative seed": ({"arrivals": POISSON, "seed": -1}, "a seed of at least 0, got -1"),
+    "an endless cv": ({"arrivals": {"kind": "gamma", "rate": 1, "cv": INF}}, "a cv above 0, got inf"),
+    "an endless mean": (
+        {"arrivals": POISSON, "classes": [{"images": {"kind": "lognormal", "mean": INF, "cv": 1}}]},
+        "above 0, got inf and 1",
+    ),
+    "an endless choice": (
+        {"arrivals": POISSON, "classes": [{"images": {"kind": "choices", "values": [INF]}}]},
+        "got [inf]",
+    ),
+    "an endless weight": ({"arrivals": POISSON, "classes": [{"weight": INF}]}, "a weight above 0, got inf"),
+    "an endless duration": ({"arrivals": POISSON, "duration_s": INF}, "a duration_s above 0, got inf"),
+    "too many": ({"arrivals": POISSON, "duration_s": 1e9}, "10,000,000 requests at most"),
+    "an endless exponent": ({"arrivals": POISSON, "reuse": {"zipf": INF}}, "exponent of at least 0, got inf"),
+    "a size without weight": (
+        {"arrivals": POISSON, "classes": [{"image_sizes": {"9x9": 0}}]},
+        "1 weights above 0, got",
+    ),
     "more than all": ({"arrivals": POISSON, "reuse": {"share": 2}}, "a share from 0 to 1, got 2"),
 }
 
@@ -98,6 +117,13 @@ def test_what_describes_no_workload_is_refused(values, message):
         read_workload(values, "workload.yaml")
     assert str(refused.value).startswith("workload.yaml: ")
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("rate", [-1.0, 0.0, INF, float("nan")])
+@pytest.mark.parametrize("arrivals", [Poisson(1.0), Trace("log.jsonl")], ids=["drawn", "trace"])
+def test_what_is_no_rate_is_refused(arrivals, rate):
+    with pytest.raises(ConfigError, match=f"a rate above 0 requests per second, got {rate}"):
+        WorkloadSpec(arrivals).at_rate(rate)
 
 
 def test_another_rate_is_the_only_change():

@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from vllm_epd.planner.fleet import Fleet
-from vllm_epd.planner.profile.costs import decode_s, encode_s
+from vllm_epd.planner.profile.costs import decode_s, encode_s, prefill_pairs, prefill_s
 from vllm_epd.planner.profile.memory import Room
 from vllm_epd.planner.profile.profile import Profile
 from vllm_epd.planner.simulate.generation import Generation
@@ -217,12 +217,9 @@ class Instance:
             patches, pairs = sum(part.patches for part in parts), sum(part.pairs for part in parts)
             seconds[Role.ENCODE.value] = encode_s(profile.encode, patches, pairs)
         if chunks:
-            cost = profile.prefill
-            tokens = pairs = 0.0
-            for journey, count in chunks:
-                tokens += count
-                pairs += count * journey.computed + count * (count + 1) / 2
-            seconds[Role.PREFILL.value] = cost.base_s + cost.per_token_s * tokens + cost.per_pair_s * pairs
+            tokens = sum(count for _, count in chunks)
+            looked_at = sum(prefill_pairs(count, journey.computed) for journey, count in chunks)
+            seconds[Role.PREFILL.value] = prefill_s(profile.prefill, tokens, looked_at)
         if decoding:
             spent = decode_s(profile.decode, len(decoding), _context(decoding))
             if chunks:

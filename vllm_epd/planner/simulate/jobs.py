@@ -15,6 +15,8 @@ class Journey:
     Attributes:
         request: what is asked for.
         prompt: tokens of its prompt, with its media.
+        whole: tokens that it has in a KV cache at its end.
+        media_tokens: of its embeddings.
         due: by when its first token should be there; None if nobody has said.
         parts: what of its media has to be encoded.
         unencoded: how many of these are not there yet.
@@ -35,16 +37,20 @@ class Journey:
         "encoder",
         "first_token",
         "left",
+        "media_tokens",
         "parts",
         "prefill",
         "prompt",
         "request",
         "unencoded",
+        "whole",
     )
 
     def __init__(self, request: Request, prompt: int, parts: "list[Part]", due: float | None) -> None:
         self.request = request
         self.prompt = prompt
+        self.whole = prompt + request.output_tokens
+        self.media_tokens = sum(part.tokens for part in parts)
         self.parts = parts
         self.due = due
         self.unencoded = len(parts)
@@ -55,16 +61,6 @@ class Journey:
         self.left = request.output_tokens
         self.first_token = -1.0
         self.done = -1.0
-
-    @property
-    def whole(self) -> int:
-        """Tokens that it has in a KV cache at its end."""
-        return self.prompt + self.request.output_tokens
-
-    @property
-    def media_tokens(self) -> int:
-        """Of its embeddings."""
-        return sum(part.tokens for part in self.parts)
 
 
 class Part:

@@ -75,12 +75,6 @@ class Mortal:
         """Stop all its processes where they are."""
         self._signal(signal.SIGSTOP)
 
-    def freeze_engine(self) -> None:
-        """Stop its engine and what serves the engine's memory; its API goes on."""
-        assert self._child is not None
-        for each in psutil.Process(self._child.pid).children(recursive=True):
-            each.suspend()
-
     def thaw(self) -> None:
         """Let it go on."""
         self._signal(signal.SIGCONT)

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.engine.gauges import KV_USAGE, POLL_S, WAITING, gauge, pool, until, wait_until_nothing_is_held
+from tests.engine.gauges import WAITING, gauge, pool, until, wait_until_nothing_is_held
 from tests.engine.mortals import Mortal, mortals, router_process
 from tests.engine.stages import post
 from tests.engine.streams import Client, are_right
@@ -22,21 +22,20 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 LEASE_S = 5
 """After which nobody waits for what has died: of what is offered, and of a read that was granted."""
 IDLE_WITHIN_S = LEASE_S + 10.0
-KV_TOKENS = 2**30 / 4096
-"""For which P has room: its KV caches have 1 GiB, and those of a token 4 KiB."""
-CHUNK_TOKENS = 1024
 PROMPT_TOKENS = 3500
 """Of a long prompt: four chunks."""
 CHUNKS = 4
 ANSWER_TOKENS = 200
 SEEN = 5
+OTHER_TOKENS = 2000
+"""Of the prompt of somebody else: beside it, P's KV caches have room for a part of a long prompt."""
 POOL_BYTES = 24 * 2**20
 """P's, for one long prompt, but not for two."""
-SLOW = ("--max-num-batched-tokens", "256", "--max-num-seqs", "8")
-"""Several steps for each chunk."""
+TIGHT = ("--num-gpu-blocks-override", "34", "--no-scheduler-reserve-full-isl", "--max-num-batched-tokens", "256")
+"""P's KV caches hold 33 blocks of 128 tokens, and it begins with prompts that do not fit, in several steps a chunk."""
 LIMITS = ("--epd-lease-s", str(LEASE_S), "--epd-kv-lease-s", str(LEASE_S), "--epd-fetch-timeout-s", str(LEASE_S))
 OPTIONS = {
-    "prefill": (*LIMITS, "--epd-kv-pool-bytes", str(POOL_BYTES), *SLOW),
+    "prefill": (*LIMITS, "--epd-kv-pool-bytes", str(POOL_BYTES), *TIGHT),
     "decode": (*LIMITS, "--max-num-seqs", "1"),
 }
 
@@ -73,10 +72,14 @@ def pair(start_system: Callable[[str, str], System], tmp_path_factory: pytest.Te
         yield Pair(router, prefill, decode)
 
 
+def digits(count: int) -> str:
+    """A text that nobody has seen yet; each digit is a token."""
+    return "".join(random.choices("0123456789", k=count))
+
+
 def long_request() -> Json:
-    """A stream after a prompt that nobody has seen yet; each digit is a token."""
-    digits = "".join(random.choices("0123456789", k=PROMPT_TOKENS))
-    return chat([], digits, max_tokens=ANSWER_TOKENS, stream=True, ignore_eos=True)
+    """A stream after a long prompt."""
+    return chat([], digits(PROMPT_TOKENS), max_tokens=ANSWER_TOKENS, stream=True, ignore_eos=True)
 
 
 @dataclass(slots=True)
@@ -127,49 +130,49 @@ async def queued(pair: Pair) -> Handover:
     return handover
 
 
-async def gathering(pair: Pair) -> Handover:
-    """P has saved a part of the chunks, and D has read none: both stand still."""
-    pair.decode.freeze()
+async def occupied(instance: Mortal, text: str) -> asyncio.Task[None]:
+    """Somebody of whom the router does not know has an instance generate to the end of the context."""
+    client = Client(instance.url, chat([], text, max_tokens=None, stream=True, ignore_eos=True))
+    reading = asyncio.create_task(client.read())
+
+    async def generates() -> bool:
+        return len(client.tokens) >= SEEN
+
+    await until(generates)
+    return reading
+
+
+async def half_way(pair: Pair, instance: Mortal, count: str) -> Handover:
+    """`count` of an instance has grown, and P has no room to go on to the end as long as somebody else is there."""
+    before = await chunks(instance, count)
+    other = await occupied(pair.prefill, digits(OTHER_TOKENS))
     handover = begun(pair)
+    handover.others.append(other)
 
-    async def computed() -> float:
-        return await gauge(pair.prefill.url, KV_USAGE) * KV_TOKENS
+    async def has_some() -> bool:
+        return await chunks(instance, count) > before
 
-    while (tokens := await computed()) <= CHUNK_TOKENS:
-        await go_a_little_way(pair.prefill)
-    assert tokens < PROMPT_TOKENS, "P is done"
+    await until(has_some)
+    assert await chunks(instance, count) - before < CHUNKS, "P is done"
     return handover
+
+
+async def gathering(pair: Pair) -> Handover:
+    """P has saved a part of the chunks, and D, which stands still, has read none."""
+    pair.decode.freeze()
+    return await half_way(pair, pair.prefill, "encoded")
 
 
 async def half_read(pair: Pair) -> Handover:
-    """D has a part of the chunks, and P stands still."""
-    before = await chunks(pair.decode, "fetched")
-    handover = begun(pair)
-    while not (some := await chunks(pair.decode, "fetched") - before):
-        await go_a_little_way(pair.prefill)
-    assert some < CHUNKS, "P is done"
-    return handover
-
-
-async def go_a_little_way(instance: Mortal) -> None:
-    """Let the engine of an instance work for a moment, and what it says of that arrive."""
-    instance.thaw()
-    await asyncio.sleep(POLL_S)
-    instance.freeze_engine()
-    await asyncio.sleep(POLL_S)
+    """D has a part of the chunks, and P has not saved all of them."""
+    return await half_way(pair, pair.decode, "fetched")
 
 
 async def read(pair: Pair) -> Handover:
     """D has all chunks, and decodes for somebody of whom the router does not know: it would wait for D otherwise."""
-    other = Client(pair.decode.url, chat([], max_tokens=3000, stream=True, ignore_eos=True))
-    reading = asyncio.create_task(other.read())
-
-    async def decodes() -> bool:
-        return len(other.tokens) >= SEEN
-
-    await until(decodes)
+    other = await occupied(pair.decode, "Describe.")
     handover = begun(pair)
-    handover.others.append(reading)
+    handover.others.append(other)
 
     async def is_read() -> bool:
         return len(handover.client.tokens) == 1 and await chunks(pair.decode, "pinned") == CHUNKS

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
+from tests.engine import calls
 from tests.engine.system import MODEL
 from tests.engine.traffic import CHAT, TIMEOUT_S, Json, bytes_part, chat, image_part
 
@@ -40,7 +41,7 @@ class Bad:
 async def send(url: str, bad: Bad) -> httpx.Response:
     """The answer to a request, whatever it is."""
     raw = bad.body if isinstance(bad.body, bytes) else json.dumps(bad.body).encode()
-    async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+    async with calls.client(timeout=TIMEOUT_S) as client:
         return await client.post(url + bad.path, content=raw, headers={"Content-Type": "application/json"})
 
 

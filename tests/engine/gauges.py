@@ -6,8 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 
-import httpx
-
+from tests.engine import calls
 from tests.engine.system import System
 from tests.engine.traffic import Json
 
@@ -24,7 +23,7 @@ FINISHED = "vllm:request_success_total"
 
 async def metrics(instance: str) -> Counter[str]:
     """The metrics of an instance by name, each the sum over its labels."""
-    async with httpx.AsyncClient() as client:
+    async with calls.client() as client:
         response = await client.get(f"{instance}/metrics")
     assert response.status_code == 200, response.text
     sums: Counter[str] = Counter()
@@ -44,7 +43,7 @@ async def gauge(instance: str, name: str) -> float:
 
 async def pool(instance: str) -> Json:
     """What an instance says of its embedding pool."""
-    async with httpx.AsyncClient() as client:
+    async with calls.client() as client:
         response = await client.get(f"{instance}/epd/pool")
     assert response.status_code == 200, response.text
     state: Json = response.json()
@@ -59,7 +58,7 @@ async def pinned(instance: str) -> int:
 
 async def outstanding(router: str) -> Counter[str]:
     """How many calls to the instances of each role the router is waiting for."""
-    async with httpx.AsyncClient() as client:
+    async with calls.client() as client:
         listed = (await client.get(f"{router}/epd/instances")).json()["instances"]
     return Counter({role: sum(each["outstanding"] for each in listed if each["roles"] == role) for role in ROLES})
 
@@ -102,7 +101,7 @@ async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 30.0
 
 async def alive(system: System) -> None:
     """Every instance and the router are healthy."""
-    async with httpx.AsyncClient() as client:
+    async with calls.client() as client:
         for url in (system.router, *(each for role in ROLES for each in system.instances(role))):
             response = await client.get(f"{url}/health")
             assert response.status_code == 200, f"{url}: {response.text}"

@@ -14,6 +14,7 @@ from random import Random
 import httpx
 import psutil
 
+from tests.engine import calls
 from tests.engine.system import BIN, CPU_ENVIRONMENT, MODEL, SHARED, STARTUP_S, check_alive, process
 from vllm_epd.demo import ensure_model, serve_args
 from vllm_epd.launch.ports import free_ports
@@ -58,15 +59,15 @@ class Mortal:
     def is_answering(self) -> bool:
         """Whether it has an API at the moment."""
         try:
-            return httpx.get(f"{self.url}/health").status_code == httpx.codes.OK
+            return calls.get(f"{self.url}/health").status_code == httpx.codes.OK
         except httpx.TransportError:
             return False
 
     def is_registered(self) -> bool:
         """Whether the router lists the life that runs now."""
-        listed = httpx.get(f"{self._router}/epd/instances").json()["instances"]
+        listed = calls.get(f"{self._router}/epd/instances").json()["instances"]
         try:
-            epoch = httpx.get(f"{self.url}/epd/info").json()["epoch"]
+            epoch = calls.get(f"{self.url}/epd/info").json()["epoch"]
         except httpx.TransportError:
             return False
         return any(each["url"] == self.url and each["epoch"] == epoch for each in listed)

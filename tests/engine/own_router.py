@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
 from aiohttp import web
 
+from tests.engine import calls
 from tests.engine.traffic import Json
 from vllm_epd.router.app import create_app
 from vllm_epd.router.config import RouterConfig
@@ -27,7 +27,7 @@ async def own_router(infos: Iterable[Json], **settings: Any) -> AsyncIterator[st
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        async with httpx.AsyncClient() as client:
+        async with calls.client() as client:
             for info in infos:
                 response = await client.post(f"{url}/epd/instances", json=info)
                 assert response.status_code == 200, response.text
@@ -38,7 +38,7 @@ async def own_router(infos: Iterable[Json], **settings: Any) -> AsyncIterator[st
 
 async def described(instance: str, **changes: str) -> Json:
     """What an instance says of itself, with `changes`."""
-    async with httpx.AsyncClient() as client:
+    async with calls.client() as client:
         response = await client.get(f"{instance}/epd/info")
     assert response.status_code == 200, response.text
     return {**response.json(), **changes}

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-import httpx
-
+from tests.engine import calls
 from tests.engine.system import MODEL, System
 from tests.engine.traffic import CHAT, TIMEOUT_S, Answer, Json, ask
 
@@ -23,7 +22,7 @@ class Encoded:
 
 async def post(url: str, body: Json) -> Json:
     """POST JSON, get JSON."""
-    async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+    async with calls.client(timeout=TIMEOUT_S) as client:
         response = await client.post(url + CHAT, json=body)
     assert response.status_code == 200, response.text
     answer: Json = response.json()

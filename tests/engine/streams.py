@@ -4,8 +4,7 @@
 import json
 from dataclasses import dataclass, field
 
-import httpx
-
+from tests.engine import calls
 from tests.engine.system import System
 from tests.engine.traffic import CHAT, TIMEOUT_S, Json, ask
 
@@ -34,7 +33,7 @@ class Client:
     async def read(self) -> None:
         """Read to the end."""
         async with (
-            httpx.AsyncClient(timeout=TIMEOUT_S) as http,
+            calls.client(timeout=TIMEOUT_S) as http,
             http.stream("POST", self.url + CHAT, json=self.request) as response,
         ):
             if response.status_code != 200:

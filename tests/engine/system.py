@@ -15,6 +15,7 @@ from random import Random
 
 import httpx
 
+from tests.engine import calls
 from vllm_epd.demo import ensure_model, serve_args
 from vllm_epd.launch.ports import free_ports
 
@@ -42,7 +43,7 @@ class System:
 
     def instances(self, role: str) -> list[str]:
         """URLs of the instances of a role."""
-        listed = httpx.get(f"{self.router}/epd/instances").json()["instances"]
+        listed = calls.get(f"{self.router}/epd/instances").json()["instances"]
         return [each["url"] for each in listed if each["roles"] == role]
 
 
@@ -118,7 +119,7 @@ def wait_for_server(child: subprocess.Popen[bytes], url: str, log: Path) -> None
     while True:
         check_alive(child, log, deadline)
         try:
-            if httpx.get(f"{url}/health").status_code == 200:
+            if calls.get(f"{url}/health").status_code == 200:
                 return
         except httpx.TransportError:
             time.sleep(0.5)

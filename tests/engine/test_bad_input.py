@@ -11,7 +11,7 @@ import httpx
 import pytest
 import zmq.asyncio
 
-from tests.engine import stages
+from tests.engine import calls, stages
 from tests.engine.bad_requests import ALL, LARGEST_SIDE, Bad, complaints, plain, send
 from tests.engine.conftest import LEASE_S
 from tests.engine.gauges import alive, wait_until_idle
@@ -100,7 +100,7 @@ USELESS: dict[str, Callable[[Handle, Handle], Any]] = {
 async def prefill_response(system: System, items: list[Encoded]) -> httpx.Response:
     """P's answer, whatever it is."""
     body = {**stages.with_items(chat([]), items), "max_tokens": 1, "kv_transfer_params": KEEP_KV}
-    async with httpx.AsyncClient(timeout=2 * FETCH_TIMEOUT_S) as client:
+    async with calls.client(timeout=2 * FETCH_TIMEOUT_S) as client:
         return await client.post(system.instances("prefill")[0] + CHAT, json=body)
 
 
@@ -230,7 +230,7 @@ async def test_an_embedding_of_an_instance_that_is_not_registered_is_not_fetched
 async def known_to(router: str, instance: str) -> AsyncIterator[None]:
     """The instance is registered at the router for the length of the block, too short for it to be dropped again."""
     info = await described(instance)
-    async with httpx.AsyncClient() as client:
+    async with calls.client() as client:
         response = await client.post(f"{router}/epd/instances", json=info)
         assert response.status_code == 200, response.text
         try:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-import httpx
 import pytest
 
 from tests.bench.codec.answers import ask
 from tests.bench.codec.cases import question, questions, trial_images
 from tests.bench.codec.results import Distance
+from tests.engine import calls
 from tests.engine.gauges import metrics, pool
 from tests.engine.stages import post
 from tests.engine.system import MODEL, System
@@ -48,7 +48,7 @@ def asked() -> list[Json]:
 
 async def pool_of(router: str, role: str) -> tuple[str, Json]:
     """The URL and the embedding pool of the one instance of a role."""
-    async with httpx.AsyncClient() as client:
+    async with calls.client() as client:
         listed = (await client.get(f"{router}/epd/instances")).json()["instances"]
     (url,) = [each["url"] for each in listed if each["roles"] == role]
     return url, await pool(url)

@@ -6,10 +6,9 @@ import json
 import random
 from collections.abc import Awaitable, Callable
 
-import httpx
 import pytest
 
-from tests.engine import stages
+from tests.engine import calls, stages
 from tests.engine.bad_requests import COMPLETIONS, LARGEST_SIDE
 from tests.engine.conftest import LEASE_S
 from tests.engine.gauges import (
@@ -46,7 +45,7 @@ Record = Callable[[str, object], None]
 
 async def leave_when(url: str, request: Json, condition: Callable[[], Awaitable[bool]], path: str = CHAT) -> None:
     """Ask, and close the connection as soon as `condition` holds, before there is an answer."""
-    async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+    async with calls.client(timeout=TIMEOUT_S) as client:
         asked = asyncio.create_task(client.post(url + path, json=request))
 
         async def settled() -> bool:
@@ -121,7 +120,7 @@ async def test_while_tokens_are_decoded(system: System, record_property: Record)
     generated = await gauge(decode, GENERATED)
     request = chat([image_part(2300)], stream=True, max_tokens=MANY_TOKENS, ignore_eos=True)
     async with (
-        httpx.AsyncClient(timeout=TIMEOUT_S) as client,
+        calls.client(timeout=TIMEOUT_S) as client,
         client.stream("POST", system.router + CHAT, json=request) as response,
     ):
         assert response.status_code == 200
@@ -140,7 +139,7 @@ async def test_while_tokens_are_decoded(system: System, record_property: Record)
 async def test_all_at_once(system: System) -> None:
     """Thirty clients that leave one after the other, at whatever stage they are by then."""
     requests = [chat([image_part(2400 + index)], stream=index % 2 == 0, max_tokens=500) for index in range(30)]
-    async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+    async with calls.client(timeout=TIMEOUT_S) as client:
         asked = [asyncio.create_task(client.post(system.router + CHAT, json=request)) for request in requests]
         for index, each in enumerate(asked):
             await asyncio.wait([each], timeout=0.02 * index)

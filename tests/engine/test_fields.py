@@ -3,9 +3,9 @@
 
 from typing import Any
 
-import httpx
 import pytest
 
+from tests.engine import calls
 from tests.engine.system import MODEL, System
 from tests.engine.traffic import CHAT, TIMEOUT_S, Json, chat, image_part
 
@@ -49,7 +49,7 @@ DIFFERS = ("id", "created", "system_fingerprint")
 
 async def answer(url: str, path: str, body: Json) -> Any:
     """The JSON answer without what is random in it."""
-    async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+    async with calls.client(timeout=TIMEOUT_S) as client:
         response = await client.post(url + path, json=body)
     assert response.status_code == 200, response.text
     return settled(response.json())

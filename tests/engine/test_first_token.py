@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Callable, Iterator
 
-import httpx
 import pytest
 
+from tests.engine import calls
 from tests.engine.system import MODEL, System, process, up_command, wait_for_fleet
 from tests.engine.test_exactness import TOLERANCE, differences
 from tests.engine.test_fields import NAMED, SCHEMA, TOOL, answer, settled
@@ -61,7 +61,7 @@ def router(start_system: Callable[[str, str], System], tmp_path_factory: pytest.
 
 async def first_tokens(router: str, source: str) -> float:
     """How many answers began with a token of `source`."""
-    async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+    async with calls.client(timeout=TIMEOUT_S) as client:
         text = (await client.get(router + "/metrics")).text
     found = re.search(rf'first_tokens_total{{source="{source}"}} (\S+)', text)
     return float(found[1]) if found else 0.0
@@ -69,7 +69,7 @@ async def first_tokens(router: str, source: str) -> float:
 
 async def streamed(url: str, path: str, body: Json) -> Json:
     """What a stream says in all, however its tokens were put into events."""
-    async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+    async with calls.client(timeout=TIMEOUT_S) as client:
         response = await client.post(url + path, json=body)
     assert response.status_code == 200, response.text
     *data, done = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from tests.engine import calls
 from tests.engine.conftest import LEASE_S
 from tests.engine.gauges import wait_until_idle
 from tests.engine.own_router import described, own_router
@@ -29,7 +30,7 @@ async def test_two_hundred_at_once(system: System, record_property: Callable[[st
     chosen = [system.instances(role)[0] for role in ("encode", "prefill", "decode")]
     async with (
         own_router([await described(each) for each in chosen]) as router,
-        httpx.AsyncClient(timeout=TIMEOUT_S, limits=httpx.Limits(max_connections=None)) as client,
+        calls.client(timeout=TIMEOUT_S, limits=httpx.Limits(max_connections=None)) as client,
     ):
         answers = await asyncio.gather(*(client.post(router + CHAT, json=request) for request in requests))
     statuses = Counter(answer.status_code for answer in answers)

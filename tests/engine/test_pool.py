@@ -9,9 +9,9 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 
+from tests.engine import calls
 from tests.engine.adapters import make_adapter
 from tests.engine.bad_requests import Bad, complaints, plain, send
 from tests.engine.gauges import WAITING, metrics, pool
@@ -77,7 +77,7 @@ def _topology(folder: Path, model: Path, arguments: Sequence[str]) -> Path:
 def _wait_for_instances(router: str, count: int) -> list[Json]:
     deadline = time.monotonic() + 30
     while True:
-        instances: list[Json] = httpx.get(f"{router}/epd/instances").json()["instances"]
+        instances: list[Json] = calls.get(f"{router}/epd/instances").json()["instances"]
         if len(instances) == count:
             return instances
         assert time.monotonic() < deadline, f"{len(instances)} of {count} instances have registered"
@@ -91,7 +91,7 @@ async def encoded(fleet: Fleet) -> int:
 
 async def by_source(router: str) -> Counter[str]:
     """How many media parts have been encoded and reused, as the router counts them."""
-    async with httpx.AsyncClient() as client:
+    async with calls.client() as client:
         lines = (await client.get(f"{router}/metrics")).text.splitlines()
     samples = [line.rpartition(" ") for line in lines if line.startswith(SOURCES)]
     return Counter({name.partition('source="')[2].partition('"')[0]: int(float(value)) for name, _, value in samples})

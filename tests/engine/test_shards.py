@@ -10,7 +10,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.engine import stages
+from tests.engine import calls, stages
 from tests.engine.gauges import PROMPTED, metrics
 from tests.engine.own_router import described, own_router
 from tests.engine.system import System
@@ -49,7 +49,7 @@ DISTINCT = 6
 
 async def infos(router: str) -> dict[str, list[Json]]:
     """What the instances behind a router say of themselves, by role."""
-    listed = httpx.get(f"{router}/epd/instances").json()["instances"]
+    listed = calls.get(f"{router}/epd/instances").json()["instances"]
     found: dict[str, list[Json]] = {}
     for each in listed:
         found.setdefault(each["roles"], []).append(await described(each["url"]))
@@ -118,7 +118,7 @@ async def test_two_prefill_instances_both_merge_what_they_are_given(
 async def ask_encoder(url: str, part: Json, shard: list[int]) -> httpx.Response:
     """Have an encode instance encode one shard."""
     body = {**chat([part], max_tokens=1), "ec_transfer_params": {"epd": {"offer": True, "shard": shard}}}
-    async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+    async with calls.client(timeout=TIMEOUT_S) as client:
         return await client.post(url + CHAT, json=body)
 
 

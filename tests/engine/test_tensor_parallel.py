@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Callable, Iterator
 
-import httpx
 import pytest
 
+from tests.engine import calls
 from tests.engine.gauges import metrics, until, wait_until_idle
 from tests.engine.own_router import described, own_router
 from tests.engine.system import BIN, MODEL, SHARED, System, process, wait_for_fleet
@@ -54,7 +54,7 @@ def wide(start_system: Callable[[str, str], System], tmp_path_factory: pytest.Te
 
 async def by_rank(instance: str, name: str) -> list[float]:
     """A number of the KV pool of an instance, one for each of its workers."""
-    async with httpx.AsyncClient() as client:
+    async with calls.client() as client:
         text = (await client.get(f"{instance}/metrics")).text
     found = re.findall(rf'^vllm_epd:kv_pool_{name}\{{.*rank="(\d)".*\}} (\S+)$', text, re.MULTILINE)
     assert [int(rank) for rank, _ in found] == list(range(SIZE))
@@ -104,7 +104,7 @@ async def test_in_the_end_no_rank_holds_anything(wide: System) -> None:
 async def test_another_size_on_the_other_side_is_refused_with_both_sizes(system: System, wide: System) -> None:
     chosen = (wide.instances("prefill")[0], system.instances("encode")[0], system.instances("decode")[0])
     infos = [await described(each) for each in chosen]
-    async with own_router(infos) as router, httpx.AsyncClient() as client:
+    async with own_router(infos) as router, calls.client() as client:
         for answer in (await client.get(f"{router}/ready"), await client.post(router + CHAT, json=REQUESTS["text"])):
             assert answer.status_code == 503
             said = answer.json()["error"]["message"]

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
-
+from tests.engine import calls
 from tests.engine.system import MODEL
 from vllm_epd.demo import demo_image
 
@@ -79,7 +78,7 @@ def mixed_requests() -> list[Json]:
 
 async def ask(url: str, request: Json) -> Answer:
     """Send a chat request and read its answer, streamed or whole."""
-    async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+    async with calls.client(timeout=TIMEOUT_S) as client:
         if not request.get("stream"):
             response = await client.post(url + CHAT, json=request)
             assert response.status_code == 200, response.text

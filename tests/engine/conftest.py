@@ -13,7 +13,7 @@ from tests.engine.system import System, running_system  # noqa: E402
 from vllm_epd.demo import FAMILIES  # noqa: E402
 
 TOPOLOGY = "2E1P1D"
-LEASE_S = 15
+LEASE_S = 10
 OPTIONS = (
     "--allowed-media-domains",
     "127.0.0.1",

@@ -19,7 +19,6 @@ from tests.engine.system import BIN, CPU_ENVIRONMENT, MODEL, SHARED, STARTUP_S, 
 from vllm_epd.demo import ensure_model, serve_args
 from vllm_epd.launch.ports import free_ports
 
-FAMILY = "qwen2.5-vl"
 POLL_S = 0.1
 TRACKER = "multiprocessing.resource_tracker"
 
@@ -27,15 +26,17 @@ TRACKER = "multiprocessing.resource_tracker"
 class Mortal:
     """A place on this machine where one instance of a role runs after another, always at the same address."""
 
-    def __init__(self, role: str, router: str, folder: Path, options: Sequence[str]) -> None:
+    def __init__(
+        self, role: str, router: str, folder: Path, options: Sequence[str] = (), family: str = "qwen2.5-vl"
+    ) -> None:
         self.role = role
         (port,) = free_ports("127.0.0.1", 1, Random())
         self.url = f"http://127.0.0.1:{port}"
         self._router = router
         self._log = folder / f"{role}-{port}.log"
-        self._command = [str(BIN / "vllm"), "serve", str(ensure_model(FAMILY)), "--host", "127.0.0.1"]
+        self._command = [str(BIN / "vllm"), "serve", str(ensure_model(family)), "--host", "127.0.0.1"]
         self._command += ["--port", str(port), "--served-model-name", MODEL, "--dtype", "float32", *SHARED]
-        self._command += [*serve_args(FAMILY), "--epd-role", role, "--epd-router", router, *options]
+        self._command += [*serve_args(family), "--epd-role", role, "--epd-router", router, *options]
         self._running = ExitStack()
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -120,12 +121,19 @@ def mortals(
 ) -> Iterator[list[Mortal]]:
     """One instance of each of `roles`, all of them up, each with the `options` of its role."""
     instances = [Mortal(role, router, folder, options[role]) for role in roles]
+    with living(instances):
+        yield instances
+
+
+@contextmanager
+def living(instances: Sequence[Mortal]) -> Iterator[None]:
+    """All of them are up at the beginning of a `with` block, and gone after it."""
     try:
         for each in instances:
             each.start()
         for each in instances:
             each.wait()
-        yield instances
+        yield
     finally:
         for each in instances:
             each.stop()

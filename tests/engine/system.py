@@ -18,11 +18,14 @@ import httpx
 from tests.engine import calls
 from vllm_epd.demo import ensure_model, serve_args
 from vllm_epd.launch.ports import free_ports
+from vllm_epd.roles.derive import IN_PROCESS_EXECUTOR
 
 MODEL = "demo"
 STARTUP_S = 420.0
 SHARED = ("--enforce-eager", "--max-model-len", "4096", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 """Options of single server and topology alike; compiling the models would take most of a test run."""
+ONE_PROCESS = ("--distributed-executor-backend", IN_PROCESS_EXECUTOR)
+"""The single server runs its worker where a role does: another process would take half as long again to start."""
 BIN = Path(sys.executable).parent
 CPU_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -30,6 +33,8 @@ CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
 }
+ONE_TRY = {"VLLM_MEDIA_FETCH_MAX_RETRIES": "1"}
+"""Servers go to a URL once; by default they try again twice, seconds later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ def running_system(family: str, dtype: str, topology: str, folder: Path, *option
         fleet = stack.enter_context(
             process(up_command(model, topology, folder, [*shared, *options]), folder / "up.log")
         )
-        single_url, single = stack.enter_context(stock_server(model, shared, folder / "single.log"))
+        single_url, single = stack.enter_context(stock_server(model, [*shared, *ONE_PROCESS], folder / "single.log"))
         router = wait_for_fleet(fleet, folder / "up.log")
         wait_for_server(single, single_url, folder / "single.log")
         yield System(family, dtype, single_url, router)
@@ -90,7 +95,7 @@ def process(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | (environment or {}),
+            env=os.environ | ONE_TRY | (environment or {}),
             start_new_session=True,
         )
     try:

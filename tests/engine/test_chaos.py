@@ -17,8 +17,8 @@ from tests.engine.streams import Client
 from tests.engine.system import System
 from tests.engine.traffic import SIZES, Json, ask, chat, image_part
 
-ROUNDS = int(os.environ.get("EPD_CHAOS_ROUNDS", "2"))
-"""In each of which one instance of every role is killed."""
+ROUNDS = int(os.environ.get("EPD_CHAOS_ROUNDS", "1"))
+"""In each of which one instance of every role is killed, in the next one the other."""
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(400 + 120 * ROUNDS)]
 

@@ -4,16 +4,14 @@
 import asyncio
 import json
 import re
-from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.engine import calls
-from tests.engine.system import MODEL, System, process, up_command, wait_for_fleet
+from tests.engine.system import MODEL, System
 from tests.engine.test_exactness import TOLERANCE, differences
 from tests.engine.test_fields import NAMED, SCHEMA, TOOL, answer, settled
 from tests.engine.traffic import CHAT, TIMEOUT_S, Json, ask, chat, image_part
-from vllm_epd.demo import ensure_model, serve_args
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -46,17 +44,9 @@ PLAIN: dict[str, Json] = {
 }
 
 
-@pytest.fixture(scope="module")
-def router(start_system: Callable[[str, str], System], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The router of one instance for each stage, over our own KV connector."""
-    system = start_system("qwen2.5-vl", "float32")
-    folder = tmp_path_factory.mktemp("first-token")
-    options = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--max-model-len", "4096"]
-    arguments = ["--served-model-name", MODEL, "--dtype", system.dtype, *serve_args(system.family), *options]
-    arguments += ["--enforce-eager", "--epd-kv-connector", "epd"]
-    command = up_command(ensure_model(system.family), "1E1P1D", folder, arguments)
-    with process(command, folder / "up.log") as child:
-        yield wait_for_fleet(child, folder / "up.log")
+@pytest.fixture
+def router(system: System) -> str:
+    return system.router
 
 
 async def first_tokens(router: str, source: str) -> float:

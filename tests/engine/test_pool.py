@@ -5,9 +5,8 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -15,10 +14,11 @@ from tests.engine import calls
 from tests.engine.adapters import make_adapter
 from tests.engine.bad_requests import Bad, complaints, plain, send
 from tests.engine.gauges import WAITING, metrics, pool
+from tests.engine.mortals import Mortal, living, router_process
 from tests.engine.own_router import described, own_router
-from tests.engine.system import BIN, MODEL, SHARED, process, stock_server, wait_for_fleet, wait_for_server
+from tests.engine.system import MODEL
 from tests.engine.traffic import Answer, Json, ask, bytes_part, chat, image_part
-from vllm_epd.demo import ensure_model, serve_args
+from vllm_epd.demo import ensure_model
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -49,39 +49,13 @@ def fleet(start_system: Callable[[str, str], object], tmp_path_factory: pytest.T
     folder = tmp_path_factory.mktemp("pool")
     model = ensure_model(FAMILY)
     adapters = [f"{name}={make_adapter(folder / name, model, seed)}" for seed, name in enumerate(("one", "two"))]
-    arguments = ["--served-model-name", MODEL, "--dtype", "float32", *SHARED, *serve_args(FAMILY)]
-    arguments += ["--trust-request-mm-kwargs", "--enable-lora", "--max-lora-rank", "8", "--lora-modules", *adapters]
-    with ExitStack() as stack:
-        log = folder / "up.log"
-        command = [str(BIN / "vllm-epd"), "up", "--config", str(_topology(folder, model, arguments)), "--port", "0"]
-        router = wait_for_fleet(stack.enter_context(process([*command, "--log-dir", str(folder)], log)), log)
-        large_log = folder / "large.log"
-        roles = ["--epd-role", "encode", "--epd-router", router]
-        large, child = stack.enter_context(stock_server(model, [*arguments, *roles], large_log, {}))
-        wait_for_server(child, large, large_log)
-        instances = _wait_for_instances(router, 3)
-        small = next(each["url"] for each in instances if each["limits"].get("pool_bytes") == POOL_BYTES)
-        language_model = next(each["url"] for each in instances if each["roles"] == "prefill+decode")
-        yield Fleet(router, small, large, language_model)
-
-
-def _topology(folder: Path, model: Path, arguments: Sequence[str]) -> Path:
-    file = folder / "topology.yaml"
-    roles = "\n".join(f"    - {argument!r}" for argument in arguments)
-    file.write_text(
-        f"model: {model}\ntopology: 1E1PD\nroles:\n  all:\n{roles}\n  encode: [--epd-pool-bytes, '{POOL_BYTES}']\n"
-    )
-    return file
-
-
-def _wait_for_instances(router: str, count: int) -> list[Json]:
-    deadline = time.monotonic() + 30
-    while True:
-        instances: list[Json] = calls.get(f"{router}/epd/instances").json()["instances"]
-        if len(instances) == count:
-            return instances
-        assert time.monotonic() < deadline, f"{len(instances)} of {count} instances have registered"
-        time.sleep(0.2)
+    options = ["--trust-request-mm-kwargs", "--enable-lora", "--max-lora-rank", "8", "--lora-modules", *adapters]
+    with router_process(folder) as router:
+        small = Mortal("encode", router, folder, [*options, "--epd-pool-bytes", str(POOL_BYTES)])
+        large = Mortal("encode", router, folder, options)
+        language_model = Mortal("prefill+decode", router, folder, options)
+        with living((small, large, language_model)):
+            yield Fleet(router, small.url, large.url, language_model.url)
 
 
 async def encoded(fleet: Fleet) -> int:

@@ -5,17 +5,16 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from uuid import uuid4
 
 import httpx
 import pytest
 
 from tests.engine import calls, stages
 from tests.engine.gauges import PROMPTED, metrics
+from tests.engine.mortals import Mortal, living
 from tests.engine.own_router import described, own_router
 from tests.engine.system import System
 from tests.engine.test_exactness import TOLERANCE, StartSystem, differences
-from tests.engine.test_topologies import fleet
 from tests.engine.traffic import CHAT, TIMEOUT_S, Json, ask, chat, image_part, video_part
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -102,8 +101,9 @@ async def test_two_prefill_instances_both_merge_what_they_are_given(
     start_system: StartSystem, tmp_path: Path, family: str
 ) -> None:
     system = start_system(family, "float32")
-    with fleet(system, "2E2P1D", tmp_path, uuid4().hex, "--epd-pool-bytes", str(2**24)) as own:
-        instances = await infos(own)
+    with living([Mortal("prefill", system.router, tmp_path, family=family)]):
+        instances = await infos(system.router)
+        assert len(instances["prefill"]) == 2
         everyone = [each for group in instances.values() for each in group]
         async with (
             own_router(everyone, irp_degree=2) as router,

@@ -61,6 +61,7 @@ class Behaviour:
         body: together with it, this body.
         headers: and these headers.
         hold: wait for this event before answering.
+        silent: begin a stream of tokens, but wait for this event before the first of them.
         gate: wait for this event after the first streamed word.
         break_after: cut the connection after so many events of a stream, or before a whole answer if 0.
         change: edit a whole answer before it is sent.
@@ -77,6 +78,7 @@ class Behaviour:
     body: bytes | dict[str, Any] = b""
     headers: dict[str, str] = field(default_factory=dict)
     hold: asyncio.Event | None = None
+    silent: asyncio.Event | None = None
     gate: asyncio.Event | None = None
     break_after: int | None = None
     change: Callable[[dict[str, Any]], None] = lambda answer: None

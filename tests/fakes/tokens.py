@@ -81,6 +81,8 @@ class TokenInstance(FakeInstance):
             prompt = [7, 8] if seen.body.get("return_token_ids") else None
             yield event({**self._chunk(seen, [choice], 0), "prompt_token_ids": prompt, "prompt_text": None})
         tokens, finish = self._generate(seen)
+        if self.does.silent is not None:
+            await self.does.silent.wait()
         for number, token in enumerate(tokens, 1):
             yield event(self._chunk(seen, [self._delta(seen, token, finish if number == len(tokens) else "")], number))
             if number == 1 and self.does.gate is not None:

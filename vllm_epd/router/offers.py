@@ -30,7 +30,7 @@ class Offer:
         transfer: name of the offer, which begins with the id of the request and cannot be guessed.
         prefill: the instance that offers it.
         seat: the place of the request at the instance that is to have it.
-        taken: a decode instance has the request, and gives back what P keeps for it.
+        taken: a decode instance has generated from it, and so has given back what P keeps for it.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Offer:
     def close(self) -> None:
         """D needs nothing of it any more; once, however often it is called.
 
-        Where no decode instance came to have the request, P learns that nobody will come.
+        Where no decode instance has got that far, P learns that nobody will come.
         """
         if self._closed:
             return

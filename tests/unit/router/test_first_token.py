@@ -277,6 +277,23 @@ async def test_a_client_that_leaves_is_forgotten(cluster):
     await cluster.nothing_held()
 
 
+@pytest.mark.parametrize(("wait", "told"), [("silent", ["forget"]), ("gate", [])])
+async def test_prefill_keeps_nothing_for_a_client_that_leaves_before_decode_has_begun(cluster, wait, told):
+    prefill, decode = await pair(cluster, resume=1, kv_chunk_tokens=64)
+    setattr(decode.does, wait, asyncio.Event())
+    body = {"model": "tiny", "stream": True, "messages": [{"role": "user", "content": "go on"}]}
+    response = await cluster.session.post(cluster.url + "/v1/chat/completions", json=body)
+    events = 1 if wait == "silent" else 2
+    for _ in range(events):
+        await response.content.readuntil(b"\n\n")
+    await soon(lambda: decode.seen)
+    response.close()
+    await soon(lambda: decode.seen[0].outcome == "aborted")
+    await cluster.nothing_held()
+    await soon(lambda: [what for what, _ in prefill.kv_calls] == told)
+    assert [what for what, _ in decode.kv_calls] == []
+
+
 @pytest.mark.parametrize(
     "kv",
     [None, {"epd": None}, {"epd": {}}, {"epd": {"transfer": "another", "epoch": "p0-kv"}}, {"do_remote_prefill": True}],

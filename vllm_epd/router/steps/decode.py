@@ -56,14 +56,12 @@ class DecodeStep:
                 headers,
                 timeout_s=ctx.time_for(Role.DECODE),
             ) as answer:
-                if ctx.offer is not None:
-                    ctx.offer.taken = True
                 ctx.forget_body()
                 if answer.is_stream:
                     await _relay(answer, ctx, sink, instance.name)
                 else:
                     whole = clean_answer(await answer.read(), _STAGE)
-                    _note_prefilled(ctx)
+                    _note_begun(ctx)
                     await sink.body(whole)
         ctx.answered = True
 
@@ -109,7 +107,10 @@ def _noted_pair(ctx: RequestContext, instance: Instance) -> Iterator[None]:
     pairs.succeeded(prefill, instance)
 
 
-def _note_prefilled(ctx: RequestContext) -> None:
+def _note_begun(ctx: RequestContext) -> None:
+    """D has generated something, so it has all that it needs of what others keep for the request."""
+    if ctx.offer is not None:
+        ctx.offer.taken = True
     if not ctx.planned.splits:
         ctx.leases.prefilled()
 
@@ -141,7 +142,7 @@ async def _relay(answer: InstanceAnswer, ctx: RequestContext, sink: Sink, instan
                 raise failure
             held, begun = (events, False) if says_nothing(events) else (b"", bool(events))
             if begun:
-                _note_prefilled(ctx)
+                _note_begun(ctx)
         if events and begun:
             events, failed = split_failure(events, instance)
             if events:

@@ -43,6 +43,7 @@ LAYERS = (
             "router.capacity",
             "router.costs",
             "router.inline",
+            "router.irp",
             "router.line",
             "router.media",
             "router.named",

@@ -47,6 +47,8 @@ class Fleet:
         preprocess_workers: items that one instance preprocesses at once, otherwise.
         cores: of each host; None: as in the profile.
         instances_per_host: devices that share a host's cores.
+        pulls: D takes a sequence when its prompt is computed and there is a place for it, as the paper's D does; until
+            then its KV cache stays where it was computed. Otherwise both places are taken at once, as the router does.
         chunked: prompts of several steps share each with sequences that generate; otherwise prompts go first, whole.
     """
 
@@ -64,3 +66,4 @@ class Fleet:
     cores: int | None = None
     instances_per_host: int = 8
     chunked: bool = True
+    pulls: bool = False

@@ -7,10 +7,8 @@ from dataclasses import replace
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router.encoders import Part
 from vllm_epd.router.instances import Instance
+from vllm_epd.router.irp import idle_degree
 from vllm_epd.router.media import EncodedItem, Shard
-
-#: Below so many tokens, four of InternVL's tiles, a shard is not worth a call and a preprocessing of its own.
-SHARD_TOKENS = 1024
 
 
 def degree(
@@ -36,7 +34,7 @@ def degree(
     if asked is not None:
         return min(asked, len(encoders))
     idle = sum(not each.outstanding for each in encoders)
-    return max(1, min(idle // among, int(part.cost // SHARD_TOKENS)))
+    return idle_degree(idle, among, part.cost)
 
 
 def shards_of(part: Part, count: int) -> list[Part]:

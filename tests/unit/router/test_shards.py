@@ -12,8 +12,9 @@ from tests.unit.router.conftest import sized, soon, text
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router.encoders import Part
 from vllm_epd.router.instances import Instance
+from vllm_epd.router.irp import SHARD_TOKENS
 from vllm_epd.router.media import EncodedItem, Shard
-from vllm_epd.router.shards import SHARD_TOKENS, degree, joined, shards_of
+from vllm_epd.router.shards import degree, joined, shards_of
 
 LARGE = sized(4032, 3024)
 SMALL = sized(448, 448)

@@ -162,12 +162,17 @@ class Overhead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         encode_s: at an encode instance, for each of its calls.
         prefill_s: at a prefill instance.
         decode_s: at a decode instance.
+        token_s: for each token of output, while its instance goes on with the next step.
+        beside_s: for each stage that is asked, beside what a request waits for; it takes cores from others, where
+            they are shared with devices.
     """
 
     router_s: float = 0.0
     encode_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    token_s: float = 0.0
+    beside_s: float = 0.0
 
 
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -4,9 +4,10 @@
 from vllm_epd.planner.fleet import Fleet
 from vllm_epd.planner.profile.memory import room
 from vllm_epd.planner.profile.profile import Profile
+from vllm_epd.planner.simulate.engine import Finished, Trace
 from vllm_epd.planner.simulate.events import Cores, Device, Events
 from vllm_epd.planner.simulate.host import Host
-from vllm_epd.planner.simulate.instance import Finished, Instance, Trace
+from vllm_epd.planner.simulate.instance import Instance
 
 
 def build(fleet: Fleet, profile: Profile, events: Events, finished: Finished, trace: Trace | None) -> list[Instance]:

@@ -8,13 +8,12 @@ from functools import partial
 from vllm_epd.planner.fleet import Fleet
 from vllm_epd.planner.simulate.instance import Instance
 from vllm_epd.planner.simulate.jobs import Journey, Part
+from vllm_epd.router.irp import idle_degree
 from vllm_epd.router.line import Line
 from vllm_epd.router.ordering import order_named
 from vllm_epd.router.policies import DEFAULTS, Load, cache_aware, policy_named
 from vllm_epd.types import Role
 
-#: Tokens of an item, below which a shard of it is not worth a call of its own; as the router has it.
-SHARD_TOKENS = 1024
 _ORDER = "fcfs"
 
 
@@ -37,7 +36,7 @@ class Chooser:
         if policy is cache_aware:
             loads = [Load(each.outstanding, each.work, holds(each)) for each in candidates]
         else:
-            loads = [Load(each.outstanding, each.work) for each in candidates]
+            loads = [each.load for each in candidates]
         return candidates[policy(loads, turn)]
 
 
@@ -59,7 +58,6 @@ def place(
     for index in sorted(range(len(parts)), key=lambda index: (-parts[index].patches, index)):
         part = parts[index]
         holding = [each for each in encoders if each.pool.has(part.name)]
-        part.held = bool(holding)
         able = holding or (encoders if spread or not found else [next(iter(found.values()))])
         roomy = [each for each in able if each.pool.fits(taken[each] + each.pool.missing(part.name, part.tokens))]
         if not roomy:
@@ -81,4 +79,4 @@ def degree(part: Part, idle: int, encoders: int, among: int, asked: int | None) 
     """As how many shards a part is encoded: as asked for, or over its share of the idle encoders if it is large."""
     if asked is not None:
         return min(asked, encoders, part.tiles)
-    return max(1, min(idle // among, part.tokens // SHARD_TOKENS, part.tiles))
+    return min(idle_degree(idle, among, part.tokens), part.tiles)

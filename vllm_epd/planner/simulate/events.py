@@ -2,7 +2,11 @@
 """Simulated time: events in order, and what works on something for a while. Pure.
 
 Two things do work. A `Device` is one instance's alone and does one thing after the other. `Cores` are shared: with more
-tasks than cores all of them get slower alike (processor sharing), and no task uses more than one core.
+tasks than cores all of them get slower alike (processor sharing): each goes on at the rate
+
+    dv/dt = min(1, cores / sum of the tasks' weights)
+
+and `v`, which is the same for all, is the clock of the cores. A task weighs 1, or more where it keeps others busy.
 """
 
 import heapq
@@ -49,28 +53,38 @@ class Task:
     Attributes:
         begun: what its worker's clock showed at its beginning.
         end: what it will show at its end.
+        done: what happens then.
+        weight: how many cores it keeps busy, where there are enough.
+        over: whether it has ended.
     """
 
-    __slots__ = ("begun", "done", "end", "stamp")
+    __slots__ = ("begun", "done", "end", "over", "weight")
 
-    def __init__(self, begun: float, end: float, done: Action) -> None:
+    def __init__(self, begun: float, end: float, done: Action, weight: float) -> None:
         self.begun = begun
         self.end = end
         self.done = done
-        self.stamp = 0
+        self.weight = weight
+        self.over = False
+
+    def finish(self) -> None:
+        """Its time has come, once."""
+        if not self.over:
+            self.over = True
+            self.done()
 
 
 class Worker(Protocol):
     """What does work."""
 
-    def start(self, work_s: float, done: Action) -> Task:
+    def start(self, work_s: float, done: Action, weight: float = 1.0) -> Task:
         """Begin work that takes so long if nothing else is in its way."""
 
     def progress(self, task: Task) -> float:
         """How much of a task's work is done, in seconds."""
 
     def cut(self, task: Task, work_s: float) -> None:
-        """Have a task end after so much of its work, which is not done yet."""
+        """Have a task end after so much of its work, which is not done yet and less than was said."""
 
 
 class Device:
@@ -81,10 +95,11 @@ class Device:
     def __init__(self, events: Events) -> None:
         self._events = events
 
-    def start(self, work_s: float, done: Action) -> Task:
-        """Begin; nothing else may be under way."""
-        task = Task(self._events.now, self._events.now + work_s, done)
-        self._wait(task)
+    def start(self, work_s: float, done: Action, weight: float = 1.0) -> Task:
+        """Begin; nothing else may be under way, so that no weight matters."""
+        now = self._events.now
+        task = Task(now, now + work_s, done, weight)
+        self._events.at(task.end, task.finish)
         return task
 
     def progress(self, task: Task) -> float:
@@ -93,42 +108,34 @@ class Device:
 
     def cut(self, task: Task, work_s: float) -> None:
         """End it earlier."""
-        task.stamp += 1
         task.end = max(self._events.now, task.begun + work_s)
-        self._wait(task)
-
-    def _wait(self, task: Task) -> None:
-        stamp = task.stamp
-
-        def over() -> None:
-            if task.stamp == stamp:
-                task.done()
-
-        self._events.at(task.end, over)
+        self._events.at(task.end, task.finish)
 
 
 class Cores:
     """So many cores for any number of tasks; their clock runs as fast as each task gets on."""
 
-    __slots__ = ("_clock", "_count", "_events", "_looked", "_numbers", "_queue", "_running", "_stamp")
+    __slots__ = ("_clock", "_count", "_due", "_events", "_looked", "_numbers", "_queue", "_rate", "_running", "_weight")
 
     def __init__(self, events: Events, cores: int) -> None:
         self._events = events
         self._count = cores
         self._clock = 0.0
         self._looked = 0.0
-        self._queue: list[tuple[float, int, int, Task]] = []
+        self._queue: list[tuple[float, int, Task]] = []
         self._running = 0
+        self._weight = 0.0
+        self._rate = 1.0
         self._numbers = count()
-        self._stamp = 0
+        self._due = -1.0
 
-    def start(self, work_s: float, done: Action) -> Task:
+    def start(self, work_s: float, done: Action, weight: float = 1.0) -> Task:
         """Begin beside whatever is under way."""
         self._move_on()
-        task = Task(self._clock, self._clock + work_s, done)
+        task = Task(self._clock, self._clock + work_s, done, weight)
         self._running += 1
         self._push(task)
-        self._wait()
+        self._share(weight)
         return task
 
     def progress(self, task: Task) -> float:
@@ -139,43 +146,43 @@ class Cores:
     def cut(self, task: Task, work_s: float) -> None:
         """End it earlier."""
         self._move_on()
-        task.stamp += 1
         task.end = max(self._clock, task.begun + work_s)
         self._push(task)
         self._wait()
 
     def _push(self, task: Task) -> None:
-        heapq.heappush(self._queue, (task.end, next(self._numbers), task.stamp, task))
+        heapq.heappush(self._queue, (task.end, next(self._numbers), task))
 
     def _move_on(self) -> None:
         now = self._events.now
-        if self._running:
-            self._clock += (now - self._looked) * self._rate()
+        self._clock += (now - self._looked) * self._rate
         self._looked = now
 
-    def _rate(self) -> float:
-        return min(1.0, self._count / self._running)
+    def _share(self, weight: float) -> None:
+        """Count a weight that comes, or goes."""
+        self._weight = self._weight + weight if self._running else 0.0
+        self._rate = min(1.0, self._count / self._weight) if self._running else 1.0
+        self._wait()
 
     def _wait(self) -> None:
-        """Look again when the next task is over, if nothing begins or ends before."""
-        self._stamp += 1
-        while self._queue and self._queue[0][3].stamp != self._queue[0][2]:
-            heapq.heappop(self._queue)
-        if not self._queue:
+        """Look when the task is over that is next, unless that has been asked for already."""
+        queue = self._queue
+        while queue and queue[0][2].over:  # it was cut, and its earlier end has been
+            heapq.heappop(queue)
+        if not queue:
+            self._due = -1.0
             return
-        stamp = self._stamp
-        end = self._queue[0][0]
+        due = self._events.now + max(0.0, queue[0][0] - self._clock) / self._rate
+        if due != self._due:
+            self._due = due
+            self._events.at(due, self._end)
 
-        def over() -> None:
-            if self._stamp == stamp:
-                self._end(end)
-
-        self._events.after(max(0.0, end - self._clock) / self._rate(), over)
-
-    def _end(self, clock: float) -> None:
-        """End the task in front; the clock shows exactly its end, whatever rounding says."""
-        self._looked, self._clock = self._events.now, clock
-        _, _, _, task = heapq.heappop(self._queue)
+    def _end(self) -> None:
+        """End the task in front, if it is time; the clock shows exactly its end, whatever rounding says."""
+        if self._events.now != self._due:
+            return
+        end, _, task = heapq.heappop(self._queue)
+        self._looked, self._clock, self._due = self._due, end, -1.0
         self._running -= 1
-        self._wait()
-        task.done()
+        self._share(-task.weight)
+        task.finish()

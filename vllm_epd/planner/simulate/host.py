@@ -21,4 +21,4 @@ class Host:
         self.events = events
         self.cores = cores
         self.worker = worker
-        self.station = Station(cores, preprocess_workers)
+        self.station = Station(events, cores, preprocess_workers)

@@ -55,13 +55,14 @@ class Journey:
     Attributes:
         request: what is asked for.
         prompt: tokens of its prompt, with its media.
-        parts: its media, cut as they are encoded.
+        parts: its media, each once, cut as they are encoded.
         due: by when its first token should be there; None if nobody has said.
+        output: tokens that are generated for it.
         whole: tokens that it has in a KV cache at its end.
         media_tokens: of its embeddings.
         unencoded: how many of its parts are not there yet.
-        left: tokens that are still to be generated.
         computed: tokens of its prompt that are prefilled.
+        way: whether the instance that prefills encodes its media, and whether it generates.
         prefill: the instance that prefills.
         decode: the instance that generates.
         encoder: the last instance that has encoded for it.
@@ -73,11 +74,12 @@ class Journey:
     prompt: int
     parts: list[Part]
     due: float | None
+    output: int = field(init=False)
     whole: int = field(init=False)
     media_tokens: int = field(init=False)
     unencoded: int = field(init=False)
-    left: int = field(init=False)
     computed: int = 0
+    way: tuple[bool, bool] = (False, False)
     prefill: "Instance | None" = None
     decode: "Instance | None" = None
     encoder: "Instance | None" = None
@@ -85,7 +87,7 @@ class Journey:
     done: float = -1.0
 
     def __post_init__(self) -> None:
-        self.whole = self.prompt + self.request.output_tokens
+        self.output = self.request.output_tokens
+        self.whole = self.prompt + self.output
         self.media_tokens = sum(part.tokens for part in self.parts)
         self.unencoded = len(self.parts)
-        self.left = self.request.output_tokens

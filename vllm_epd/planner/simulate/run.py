@@ -2,14 +2,14 @@
 """A simulation from its beginning to its end. Pure, and the same for the same arguments."""
 
 from collections.abc import Sequence
-from functools import partial
 
 from vllm_epd.planner.fleet import Fleet
 from vllm_epd.planner.profile.profile import Profile
+from vllm_epd.planner.simulate.engine import Trace
 from vllm_epd.planner.simulate.fleet_run import FleetRun
-from vllm_epd.planner.simulate.instance import Instance, Trace
 from vllm_epd.planner.simulate.jobs import Journey
-from vllm_epd.planner.simulate.outcome import Outcome, Served, Use
+from vllm_epd.planner.simulate.outcome import Outcome, Served
+from vllm_epd.planner.simulate.switching import Switches, Switching
 from vllm_epd.planner.workload.requests import Request
 
 
@@ -20,6 +20,7 @@ def simulate(
     *,
     trace: Trace | None = None,
     ttft_slo_s: float | None = None,
+    switches: Switches | None = None,
 ) -> Outcome:
     """What becomes of the requests.
 
@@ -29,16 +30,40 @@ def simulate(
         requests: in the order in which they come.
         trace: told what each instance does when, for pictures.
         ttft_slo_s: how soon a first token should come, where queues are ordered by that.
+        switches: how instances change their roles meanwhile; None if they do not.
 
     Raises:
         ConfigError: an instance does not fit its device, or there is no such link.
     """
     run = FleetRun(fleet, profile, trace=trace, ttft_slo_s=ttft_slo_s)
-    for request in requests:
-        run.events.at(request.at, partial(run.arrive, request))
+    if switches is not None:
+        Switching(run, switches, fleet, profile, len(requests), trace)
+    _Arrivals(run, requests).wait()
     run.events.run()
+    run.close()
     served = sorted((_served(each) for each in run.ended), key=lambda each: each.number)
-    return Outcome(served, run.refused, [_use(each) for each in run.instances], run.events.now)
+    end = max((each.done for each in served), default=0.0)
+    return Outcome(served, run.refused, [each.use() for each in run.instances], end)
+
+
+class _Arrivals:
+    """Requests that come, one event at a time, so that there are no more events than things under way."""
+
+    def __init__(self, run: FleetRun, requests: Sequence[Request]) -> None:
+        self._run = run
+        self._requests = requests
+        self._next = 0
+
+    def wait(self) -> None:
+        """Have the next one come at its time, if there is one."""
+        if self._next < len(self._requests):
+            self._run.events.at(self._requests[self._next].at, self._come)
+
+    def _come(self) -> None:
+        request = self._requests[self._next]
+        self._next += 1
+        self.wait()
+        self._run.arrive(request)
 
 
 def _served(journey: Journey) -> Served:
@@ -49,20 +74,8 @@ def _served(journey: Journey) -> Served:
         arrived=journey.request.at,
         first_token=journey.first_token,
         done=journey.done,
-        output_tokens=journey.request.output_tokens,
+        output_tokens=journey.output,
         encoder=None if journey.encoder is None else journey.encoder.name,
         prefill=journey.prefill.name,
         decode=journey.decode.name,
-    )
-
-
-def _use(instance: Instance) -> Use:
-    return Use(
-        name=instance.name,
-        busy_s=sum(instance.busy.values()),
-        by_stage=dict(instance.busy),
-        peak_kv_tokens=instance.peak_kv_tokens,
-        kv_tokens=instance.room.kv_tokens,
-        peak_embedding_tokens=instance.pool.peak,
-        embedding_tokens=instance.pool.capacity,
     )

@@ -3,16 +3,23 @@
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
-from vllm_epd.planner.simulate.events import Action, Cores
+from vllm_epd.planner.simulate.events import Action, Cores, Events
 
 
 class Station:
-    """So many tasks at once, the others wait in the order in which they came."""
+    """So many tasks at once, the others wait in the order in which they came.
 
-    __slots__ = ("_at_once", "_cores", "_running", "_waiting")
+    Attributes:
+        noted: told when each began and ended; None if nobody wants to know.
+    """
 
-    def __init__(self, cores: Cores, at_once: int) -> None:
+    __slots__ = ("_at_once", "_cores", "_events", "_running", "_waiting", "noted")
+
+    def __init__(self, events: Events, cores: Cores, at_once: int) -> None:
+        self.noted: Callable[[float, float], None] | None = None
+        self._events = events
         self._cores = cores
         self._at_once = at_once
         self._running = 0
@@ -27,12 +34,11 @@ class Station:
         while self._waiting and self._running < self._at_once:
             work_s, done = self._waiting.popleft()
             self._running += 1
-            self._cores.start(work_s, self._ended(done))
+            self._cores.start(work_s, partial(self._end, self._events.now, done))
 
-    def _ended(self, done: Action) -> Callable[[], None]:
-        def ended() -> None:
-            self._running -= 1
-            done()
-            self._go_on()
-
-        return ended
+    def _end(self, begun: float, done: Action) -> None:
+        self._running -= 1
+        if self.noted is not None:
+            self.noted(begun, self._events.now)
+        done()
+        self._go_on()

@@ -52,8 +52,21 @@ def test_a_trace_shows_what_each_instance_did(profile, tmp_path):
     outcome = simulate(Fleet(Topology.parse("1E1P1D"), tier="none"), profile(), requests, trace=trace)
     trace.write(tmp_path / "trace.json")
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    names = {each["tid"]: each["args"]["name"] for each in events if each["ph"] == "M"}
-    spans = [(names[each["tid"]], each["name"], each["ts"], each["dur"]) for each in events if each["ph"] == "X"]
-    assert [(who, what) for who, what, _, _ in spans] == [("E0", "encode"), ("P0", "prefill"), ("D0", "decode")]
-    assert spans[0][2:] == (pytest.approx(1.25e6), pytest.approx(1e6))
-    assert sum(length for _, _, _, length in spans) == pytest.approx(1e6 * sum(use.busy_s for use in outcome.uses))
+    names = {each["pid"]: each["args"]["name"] for each in events if each["name"] == "process_name"}
+    threads = {(each["pid"], each["tid"]): each["args"]["name"] for each in events if each["name"] == "thread_name"}
+    spans = [(names[each["pid"]], each["name"], each["ts"], each["dur"]) for each in events if each["ph"] == "X"]
+    assert [(who, what) for who, what, _, _ in spans] == [
+        ("E0", "preprocess"),
+        ("E0", "encode"),
+        ("P0", "transfer"),
+        ("P0", "prefill"),
+        ("D0", "transfer"),
+        ("D0", "decode"),
+    ]
+    assert all(threads[each["pid"], each["tid"]] == each["name"] for each in events if each["ph"] == "X")
+    assert spans[:2] == [
+        ("E0", "preprocess", 1e6, pytest.approx(0.25e6)),
+        ("E0", "encode", pytest.approx(1.25e6), pytest.approx(1e6)),
+    ]
+    worked = sum(length for _, what, _, length in spans if what in ("encode", "prefill", "decode"))
+    assert worked == pytest.approx(1e6 * sum(use.busy_s for use in outcome.uses))

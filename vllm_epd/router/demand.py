@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_epd.router import fields, jsonio
 from vllm_epd.router.capacity import Ask
-from vllm_epd.router.costs import Means, chat_tokens, completion_tokens, media_tokens, metadata_tokens
+from vllm_epd.router.costs import BYTES_PER_TOKEN, Means, chat_tokens, completion_tokens, media_tokens, metadata_tokens
 from vllm_epd.router.fields import Dest
 from vllm_epd.router.media import EncodedItem
 from vllm_epd.router.prefixes import Name, chain
@@ -39,6 +39,10 @@ class Demand:
     def prompt(self, index: int) -> float:
         """One prompt with its media."""
         return self.texts[index] + sum(self.media)
+
+    def most(self, index: int) -> float:
+        """What one prompt may have: a token of text is at least a byte, as each digit is for many tokenizers."""
+        return BYTES_PER_TOKEN * self.texts[index] + sum(self.media)
 
     def prefill(self, index: int) -> Ask:
         """What prefilling one prompt takes."""

@@ -80,7 +80,7 @@ class KvClient:
         self._calls = {role: AdminCalls(role, client, config) for role in (Role.PREFILL, Role.DECODE)}
 
     def offer(self, request_id: str, prefill: Instance, seat: Seat, tokens: float) -> Offer:
-        """A new offer of so many tokens, about, of which the seat's instance learns; the seat ends with the offer."""
+        """A new offer of so many tokens at most, of which the seat's instance learns; the seat ends with the offer."""
         return Offer(self._calls, request_id, prefill, seat, tokens)
 
     async def close(self) -> None:

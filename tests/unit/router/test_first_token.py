@@ -210,7 +210,7 @@ async def test_decode_expects_the_kv_cache_while_prefill_works(cluster):
     await cluster.nothing_held()
 
 
-@pytest.mark.parametrize(("tokens", "told"), [(10, []), (100, ["expect", "forget"])])
+@pytest.mark.parametrize(("tokens", "told"), [(10, []), (20, ["expect", "forget"]), (100, ["expect", "forget"])])
 async def test_decode_expects_only_what_has_whole_chunks_while_prefill_works(cluster, tokens, told):
     _, decode = await pair(cluster, resume=1, kv_chunk_tokens=64)
     assert (await cluster.chat("abcd" * tokens)).status == 200

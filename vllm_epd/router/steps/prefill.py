@@ -51,7 +51,7 @@ class PrefillStep:
 
 
 def _offer(ctx: RequestContext, place: Seat, decode: Seat) -> Offer:
-    return ctx.services.kv.offer(ctx.request_id, place.instance, decode, place.ask.tokens)
+    return ctx.services.kv.offer(ctx.request_id, place.instance, decode, ctx.demand.most(ctx.branch.prompt))
 
 
 async def _ask(ctx: RequestContext, offer: Offer | None, samples: bool) -> JsonObject:

@@ -41,6 +41,7 @@ LAYERS = (
         (
             "roles.lifecycle",
             "router.capacity",
+            "router.choosing",
             "router.costs",
             "router.inline",
             "router.irp",

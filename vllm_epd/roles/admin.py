@@ -127,8 +127,6 @@ class AdminPlugin:
         publish_pool_metrics(EMBEDDINGS, commands, self._models()[0])
         if args.kv_transfer_config is not None:
             self._kv = self._instance.config.kv_connector
-            if self._kv == "epd":
-                self._limits["kv_chunk_tokens"] = CHUNK_TOKENS
             self._connect_kv(args.kv_transfer_config, dp_size, tp_size)
         if self._instance.config.router is not None:
             self._registrar = Registrar(self._instance.config.router, _health_url(args), self.info, self._set_peers)
@@ -140,6 +138,7 @@ class AdminPlugin:
             settings = KVSettings.from_extra_config(config.kv_connector_extra_config)
             commands = [[settings.command_address(dp, tp) for tp in range(tp_size)] for dp in range(dp_size)]
             self._kv_agents, self._kv_shards = AgentClient(commands), tp_size
+            self._limits["kv_chunk_tokens"] = CHUNK_TOKENS
             publish_pool_metrics(KV, commands, self._models()[0])
             if config.is_kv_producer:
                 self._kv_addresses = tuple(settings.peer_address(agent) for agent in range(dp_size * tp_size))

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar, cast
 
 from vllm_epd.router.breaker import Breaker
 from vllm_epd.router.capacity import Seated
+from vllm_epd.router.policies import Load
 from vllm_epd.router.pools import Ledger
 from vllm_epd.types import InstanceInfo, RoleSet
 
@@ -63,6 +64,11 @@ class Instance:
         """How much of its embedding pool may be filled; None if it does not tell."""
         nbytes = self.info.limits.get("pool_bytes")
         return None if nbytes is None else nbytes // self.shares
+
+    @property
+    def load(self) -> Load:
+        """What a policy is told of it."""
+        return Load(self.outstanding, self.work)
 
     def begin(self, work: float) -> None:
         """Count one call of so much work, in tokens, until `end`."""

@@ -34,8 +34,8 @@ class Record:
         prompts: how many.
         choices: how many for each prompt.
         media: how many media parts.
-        media_tokens: the kind of each, and what it is estimated at.
-        media_sizes: width and height of each, None where that is not known; only where there is an access log.
+        media_tokens: the kind of each, and what it is estimated at; this and the next two only for an access log.
+        media_sizes: width and height of each, None where that is not known.
         text_tokens: what the text of all prompts is estimated at; None if nobody has looked into it.
         target_s: within which time its first token should be there; None if nobody has said.
         prompt_tokens: as the answer tells; None where it does not, or was not looked into.

@@ -1,46 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all requests of a router share about whose turn it is, and where. No I/O; the clock is given."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from vllm_epd.router.admission import StageQueue
+from vllm_epd.router.choosing import Chooser
 from vllm_epd.router.config import RouterConfig
 from vllm_epd.router.costs import Means
-from vllm_epd.router.instances import Instance, InstanceRegistry
+from vllm_epd.router.instances import InstanceRegistry
 from vllm_epd.router.ordering import order_named
-from vllm_epd.router.policies import Load, Policy, cache_aware, policy_named
+from vllm_epd.router.policies import policy_named
 from vllm_epd.router.prefixes import Holders, holder
 from vllm_epd.router.rates import Pace
 from vllm_epd.types import Role
-
-#: Says how much of what is to be done an instance need not do again, in tokens.
-Holds = Callable[[Instance], float]
-
-
-def _nothing(instance: Instance) -> float:
-    return 0.0
-
-
-class Chooser:
-    """Applies the policy of each stage to instances and counts its turns."""
-
-    def __init__(self, policies: Mapping[Role, Policy]) -> None:
-        self._policies = policies
-        self._turns: Counter[Role] = Counter()
-
-    def asks_who_holds(self, stage: Role) -> bool:
-        """Whether the choice for a stage depends on what instances hold."""
-        return self._policies[stage] is cache_aware
-
-    def pick(self, stage: Role, candidates: Sequence[Instance], holds: Holds = _nothing) -> Instance:
-        """Choose one of at least one candidate; count it as busy before anything else is awaited."""
-        turn = self._turns[stage]
-        self._turns[stage] += 1
-        loads = [Load(each.outstanding, each.work, holds(each)) for each in candidates]
-        return candidates[self._policies[stage](loads, turn)]
 
 
 @dataclass(frozen=True, slots=True)

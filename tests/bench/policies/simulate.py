@@ -23,6 +23,7 @@ from tests.bench.policies.fleet import (
 )
 from tests.bench.policies.trace import Arrival
 from tests.fakes.instance import FINGERPRINT
+from vllm_epd.router.choosing import Chooser
 from vllm_epd.router.costs import Means
 from vllm_epd.router.demand import Demand, estimate
 from vllm_epd.router.instances import Instance
@@ -33,7 +34,6 @@ from vllm_epd.router.policies import policy_named
 from vllm_epd.router.prefixes import BLOCK_TOKENS, Holders, holder
 from vllm_epd.router.rates import Pace
 from vllm_epd.router.requests import Api, parse_request
-from vllm_epd.router.scheduling import Chooser
 from vllm_epd.router.seats import Seat
 from vllm_epd.types import InstanceInfo, Role, RoleSet
 

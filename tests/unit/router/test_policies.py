@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tests.unit.router.test_plan import named
 from vllm_epd.errors import ConfigError
+from vllm_epd.router.choosing import Chooser
 from vllm_epd.router.policies import (
     FAR_MORE,
     POLICIES,
@@ -17,7 +18,6 @@ from vllm_epd.router.policies import (
     policy_named,
     round_robin,
 )
-from vllm_epd.router.scheduling import Chooser
 from vllm_epd.types import Role
 
 LOADS = st.builds(Load, st.integers(0, 9), st.floats(0, 1e6), st.floats(0, 1e6))

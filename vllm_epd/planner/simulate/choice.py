@@ -2,42 +2,25 @@
 """Which instance, by the router's own policies and orders. Pure."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from vllm_epd.planner.fleet import Fleet
 from vllm_epd.planner.simulate.instance import Instance
 from vllm_epd.planner.simulate.jobs import Journey, Part
+from vllm_epd.router.choosing import Chooser
 from vllm_epd.router.irp import idle_degree
 from vllm_epd.router.line import Line
 from vllm_epd.router.ordering import order_named
-from vllm_epd.router.policies import DEFAULTS, Load, cache_aware, policy_named
+from vllm_epd.router.policies import DEFAULTS, policy_named
 from vllm_epd.types import Role
 
 _ORDER = "fcfs"
 
 
-class Chooser:
-    """Applies the policy of each stage, and counts its turns."""
-
-    def __init__(self, fleet: Fleet) -> None:
-        self._policies = {role: policy_named(fleet.policies.get(role, DEFAULTS[role])) for role in Role}
-        self._turns = dict.fromkeys(Role, 0)
-
-    def pick(
-        self, stage: Role, candidates: Sequence[Instance], holds: Callable[[Instance], float] = lambda _: 0.0
-    ) -> Instance:
-        """One of at least one candidate."""
-        turn = self._turns[stage]
-        self._turns[stage] = turn + 1
-        if len(candidates) == 1:
-            return candidates[0]
-        policy = self._policies[stage]
-        if policy is cache_aware:
-            loads = [Load(each.outstanding, each.work, holds(each)) for each in candidates]
-        else:
-            loads = [each.load for each in candidates]
-        return candidates[policy(loads, turn)]
+def chooser(fleet: Fleet) -> Chooser:
+    """The policies of a fleet."""
+    return Chooser({role: policy_named(fleet.policies.get(role, DEFAULTS[role])) for role in Role})
 
 
 def line(fleet: Fleet, stage: Role) -> Line[Journey]:

@@ -26,7 +26,7 @@ from vllm_epd.planner.fleet import Fleet
 from vllm_epd.planner.profile.costs import transfer_s
 from vllm_epd.planner.profile.profile import Link, Profile
 from vllm_epd.planner.simulate.building import build
-from vllm_epd.planner.simulate.choice import Chooser, degree, line, place
+from vllm_epd.planner.simulate.choice import chooser, degree, line, place
 from vllm_epd.planner.simulate.engine import Finished, Trace
 from vllm_epd.planner.simulate.events import Action, Events
 from vllm_epd.planner.simulate.instance import Instance
@@ -66,7 +66,7 @@ class FleetRun(Finished):
         self._trace = trace
         self._ttft_slo_s = ttft_slo_s
         self._link = _link(profile, fleet.tier)
-        self._chooser = Chooser(fleet)
+        self._chooser = chooser(fleet)
         self._lines = {role: line(fleet, role) for role in Role}
         self._attempts = {Role.ENCODE: self._send_media, Role.PREFILL: self._send_prompt, Role.DECODE: self._send_kv}
         self._queued: dict[tuple[Role, Journey], int] = {}

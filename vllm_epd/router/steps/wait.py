@@ -17,7 +17,6 @@ from vllm_epd.router.ordering import Ticket
 from vllm_epd.router.placement import Need
 from vllm_epd.router.prefixes import BLOCK_TOKENS, holder
 from vllm_epd.router.requests import EPD
-from vllm_epd.router.scheduling import Holds
 from vllm_epd.router.seats import Seat
 from vllm_epd.router.timeline import QUEUE, Span
 from vllm_epd.types import Role
@@ -29,11 +28,17 @@ def measure(ctx: RequestContext) -> None:
         scheduling = ctx.services.scheduling
         named = scheduling.chooser.asks_who_holds(Role.PREFILL)
         ctx.demand = estimate(ctx.request, scheduling.means, named=named)
-        kinds = (modality_of(each.part) for each in ctx.request.media)
-        ctx.record.media_tokens = tuple(zip(kinds, ctx.demand.media, strict=True))
-        ctx.record.text_tokens = sum(ctx.demand.texts)
         if access.wanted():
-            ctx.record.media_sizes = tuple(inline_size(each.part, ctx.request.inline) for each in ctx.request.media)
+            _describe(ctx)
+
+
+def _describe(ctx: RequestContext) -> None:
+    """Note for the access log what the request asks for."""
+    record, request = ctx.record, ctx.request
+    kinds = (modality_of(each.part) for each in request.media)
+    record.media_tokens = tuple(zip(kinds, ctx.demand.media, strict=True))
+    record.media_sizes = tuple(inline_size(each.part, request.inline) for each in request.media)
+    record.text_tokens = sum(ctx.demand.texts)
 
 
 def pick_prefill(ctx: RequestContext, candidates: Sequence[Instance]) -> Instance:
@@ -186,7 +191,7 @@ def _ask(ctx: RequestContext, stage: Role) -> Ask:
     return ctx.demand.decode(prompt) if stage is Role.DECODE else ctx.demand.prefill(prompt)
 
 
-def _holds_prompt(ctx: RequestContext) -> Holds:
+def _holds_prompt(ctx: RequestContext) -> Callable[[Instance], float]:
     names, seen = ctx.demand.names(ctx.branch.prompt), ctx.services.scheduling.seen_prompts
     return lambda instance: float(BLOCK_TOKENS * seen.blocks(names, holder(instance.info)))
 

@@ -45,7 +45,7 @@ def best_by_trying(matrix, target):
     return least
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(numbers, numbers, numbers, numbers), min_size=3, max_size=8))
 def test_no_set_of_columns_is_nearer(rows):
     table = np.array(rows)

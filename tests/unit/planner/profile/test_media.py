@@ -98,7 +98,7 @@ def internvl():
 
 
 def test_tokens_of_internvl_are_those_of_vllm(internvl):
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(sides, sides)
     @example(448, 448)
     @example(1, 5000)
@@ -127,7 +127,7 @@ def minicpm():
 def test_tokens_of_minicpm_are_those_of_its_processor(minicpm):
     processor, tokenizer, media = minicpm
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(sides, sides)
     def same(width, height):
         text = processor.get_slice_image_placeholder((width, height), image_idx=1)
@@ -150,7 +150,7 @@ def slices():
 
 
 def test_patches_of_minicpm_are_those_of_transformers(slices):
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(sides, sides)
     @example(448, 449)
     def same(width, height):
@@ -173,7 +173,7 @@ DEMO_QWEN = Native(14, 2, least_pixels=4 * 28**2, most_pixels=1280 * 28**2, wind
 def test_tokens_of_qwen_are_those_of_transformers(media):
     resize = pytest.importorskip("transformers.models.qwen2_vl.image_processing_qwen2_vl").smart_resize
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(sides, sides)
     def same(width, height):
         if max(width, height) > 200 * min(width, height):
@@ -189,7 +189,7 @@ def test_pairs_of_qwen_are_those_of_vllms_windows():
     sizes = SimpleNamespace(window_size=112, spatial_merge_size=2, patch_size=14, spatial_merge_unit=4)
     windowed = Native(14, 2, least_pixels=1, most_pixels=10**9, window=112)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(st.integers(1, 60), st.integers(1, 60))
     def same(columns, rows):
         _, ends = model.get_window_index_thw(sizes, 1, 2 * rows, 2 * columns)

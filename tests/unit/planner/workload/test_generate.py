@@ -6,7 +6,7 @@ from math import sqrt
 from statistics import mean, pstdev
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_epd.errors import ConfigError
@@ -60,7 +60,6 @@ def test_rate_and_variation_are_those_asked_for(arrivals, cv):
 
 
 @given(seed=st.integers(0, 2**31), rates=st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)))
-@settings(deadline=None)
 def test_requests_of_one_seed_are_the_same_at_each_rate(seed, rates):
     spec = WorkloadSpec(Poisson(1.0), (MIXED,), requests=20, reuse=Reuse(0.5), seed=seed)
     slow, fast = (generate(spec.at_rate(rate)) for rate in rates)
@@ -119,7 +118,6 @@ def test_media_come_again_as_often_as_asked_for_and_with_the_same_size():
 
 
 @given(duration=st.floats(5, 200), arrivals=st.sampled_from([each for each, _ in ARRIVALS.values()]))
-@settings(deadline=None)
 def test_a_duration_ends_a_workload(duration, arrivals):
     spec = WorkloadSpec(arrivals, duration_s=duration, seed=3)
     found = generate(spec)

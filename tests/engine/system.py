@@ -96,7 +96,7 @@ def process(
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | ONE_TRY | (environment or {}),
-            start_new_session=True,
+            process_group=0,
         )
     try:
         yield child

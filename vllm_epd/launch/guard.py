@@ -99,7 +99,7 @@ class Process(NamedTuple):
 
     pid: int
     parent: int
-    session: int
+    group: int
 
 
 def descendants(ancestor: int) -> list[int]:
@@ -113,9 +113,9 @@ def descendants(ancestor: int) -> list[int]:
     return found
 
 
-def session_members(session: int) -> list[int]:
-    """Living processes of a session."""
-    return [process.pid for process in processes() if process.session == session]
+def group_members(group: int) -> list[int]:
+    """Living processes of a process group."""
+    return [process.pid for process in processes() if process.group == group]
 
 
 def processes() -> Iterator[Process]:
@@ -123,9 +123,9 @@ def processes() -> Iterator[Process]:
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{name}/stat", errors="replace") as file:
             # The command's name, in parentheses, may hold spaces and parentheses itself.
-            state, parent, _, session = file.read().rpartition(")")[2].split()[:4]
+            state, parent, group = file.read().rpartition(")")[2].split()[:3]
             if state not in "ZX":
-                yield Process(int(name), int(parent), int(session))
+                yield Process(int(name), int(parent), int(group))
 
 
 def signal_all(pids: list[int], number: signal.Signals) -> None:

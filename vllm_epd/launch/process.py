@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from vllm_epd.launch import guard
-from vllm_epd.launch.guard import ORPHAN_GRACE_S, session_members, signal_all
+from vllm_epd.launch.guard import ORPHAN_GRACE_S, group_members, signal_all
 
 POLL_S = 0.1
 MARGIN_S = 10.0
@@ -32,7 +32,10 @@ class Child:
 
     @classmethod
     def start(cls, command: Sequence[str], log: Path, environment: Mapping[str, str], grace_s: float) -> Self:
-        """Start a command in a session of its own, out of reach of the terminal's Ctrl-C.
+        """Start a command in a process group of its own, out of reach of the terminal's Ctrl-C.
+
+        It stays in the session of this process: where Linux shares out processor time by session (`autogroup`), some
+        kernels (6.18) leave a session without any for many seconds once several are busy on the same cores.
 
         Args:
             command: program and arguments.
@@ -47,7 +50,7 @@ class Child:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=dict(environment),
-                start_new_session=True,
+                process_group=0,
             )
         return cls(process, log, grace_s)
 
@@ -83,9 +86,9 @@ class Child:
             self._process.send_signal(number)
 
     def _clean_up(self) -> None:
-        """Only a guard that was killed leaves processes, those of its session."""
+        """Only a guard that was killed leaves processes, those of its group."""
         if self._process.returncode == -signal.SIGKILL:
-            signal_all(session_members(self._process.pid), signal.SIGKILL)
+            signal_all(group_members(self._process.pid), signal.SIGKILL)
         if self._process.stdin:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()

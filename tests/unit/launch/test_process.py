@@ -56,6 +56,14 @@ async def test_command_that_cannot_be_run_says_so(tmp_path, marked):
     assert "cannot run /no/such/program" in child.log.read_text()
 
 
+async def test_command_is_a_group_of_the_launchers_session(start):
+    child = start("import os; print(os.getsid(0), os.getpgid(0))")
+    assert await child.wait() == 0
+    session, group = map(int, child.log.read_text().split())
+    assert session == os.getsid(0)
+    assert group != os.getpgid(0)
+
+
 async def test_command_has_no_hold_on_the_launchers_pipe(start):
     child = start("import sys; print(repr(sys.stdin.read()))")
     async with asyncio.timeout(PATIENCE_S):

@@ -67,6 +67,7 @@ class Behaviour:
         change: edit a whole answer before it is sent.
         words: what to generate, instead of the prompt's words.
         first_event: begin the stream with this event.
+        unheard: encode, but wait for this event before saying so.
         lease_status: answer requests for leases with this status.
         lease_hold: grant a lease, but wait for this event before saying so.
         release_hold: wait for this event before taking a lease back.
@@ -84,6 +85,7 @@ class Behaviour:
     change: Callable[[dict[str, Any]], None] = lambda answer: None
     words: list[str] | None = None
     first_event: bytes = b""
+    unheard: asyncio.Event | None = None
     lease_status: int = 200
     lease_hold: asyncio.Event | None = None
     release_hold: asyncio.Event | None = None
@@ -98,6 +100,7 @@ class FakeInstance:
         leases: the key that each live lease keeps.
         lease_calls: requests for leases.
         release_calls: requests that end them.
+        forget_calls: requests that end what was offered under a name.
         kv_calls: what was told of KV caches, with the last part of the path.
         overruns: bytes that were leased or being encoded, whenever these were more than `pool_bytes` of the limits.
         peak: the most that these have been.
@@ -121,6 +124,8 @@ class FakeInstance:
         self.leases: dict[str, str] = {}
         self.lease_calls: list[Seen] = []
         self.release_calls: list[Seen] = []
+        self.forget_calls: list[Seen] = []
+        self._offers: dict[str, list[str]] = {}
         self.overruns: list[int] = []
         self.peak = 0
         self._item_bytes = item_bytes
@@ -149,6 +154,7 @@ class FakeInstance:
         app.router.add_post("/v1/completions", self._handle)
         app.router.add_post("/epd/leases", self._lease)
         app.router.add_post("/epd/leases/release", self._release)
+        app.router.add_post("/epd/leases/forget", self._forget)
         app.router.add_post("/epd/kv/{what}", self._told_of_kv)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -229,6 +235,8 @@ class FakeInstance:
         if seen.body.get("stream"):
             return await self._stream(request, seen)
         answer = self._whole(seen)
+        if self.does.unheard is not None and seen.kind == "encode":
+            await self.does.unheard.wait()
         self.does.change(answer)
         return web.json_response(answer)
 
@@ -260,7 +268,9 @@ class FakeInstance:
             entry = entries.setdefault(item_hash(data), {"item_indices": [], "modality": kind, "metadata": grid(data)})
             entry["item_indices"].append(index)
             if seen.kind == "encode":
-                entry["handle"] = self._grant(item_hash(data), f"{seen.request_id}:{self._granted}")
+                lease = f"{seen.request_id}:{self._granted}"
+                entry["handle"] = self._grant(item_hash(data), lease)
+                self._offers.setdefault(seen.body["ec_transfer_params"]["epd"]["offer"], []).append(lease)
         return entries
 
     @contextmanager
@@ -325,6 +335,13 @@ class FakeInstance:
         if self.does.release_hold is not None:
             await self.does.release_hold.wait()
         for lease in seen.body["leases"]:
+            self.leases.pop(lease, None)
+        return web.json_response({})
+
+    async def _forget(self, request: web.Request) -> web.Response:
+        seen = Seen(request.path, await request.json(), 0, request.headers)
+        self.forget_calls.append(seen)
+        for lease in self._offers.pop(seen.body["transfer"], ()):
             self.leases.pop(lease, None)
         return web.json_response({})
 

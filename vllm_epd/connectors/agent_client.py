@@ -58,7 +58,7 @@ class AgentClient:
         await self._tell_all(wire.Expect(transfer, epoch, rank))
 
     async def forget(self, transfer: str) -> None:
-        """Have KV agents drop what is left of `transfer`; nothing where there is nothing left."""
+        """Have all agents drop what is left of `transfer`; nothing where there is nothing left."""
         await self._tell_all(wire.Forget(transfer))
 
     async def set_peers(self, addresses: Mapping[str, Sequence[str]]) -> None:

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vllm_epd.connectors.desk import Desk
@@ -72,11 +73,13 @@ class ProducerHalf:
         """Whether there is room for what `request` is to offer; asks for it first."""
         offered = self._offered.get(request.request_id)
         if offered is None:
-            wanted = self._wanted(request) if _options(request).get("offer") else ()
+            name = _options(request).get("offer")
+            wanted = self._wanted(request) if name else ()
             if not wanted:
                 return True
             offered = self._offered[request.request_id] = _Offered(wanted)
-            self._desk.reserve(offered.items, lambda report: self._on_reserved(request.request_id, report))
+            on_reserved = partial(self._on_reserved, request.request_id)
+            self._desk.reserve(offered.items, on_reserved, name if isinstance(name, str) else "")
         return offered.ready
 
     def step_offers(self, scheduled: Mapping[str, int]) -> tuple[Offer, ...]:

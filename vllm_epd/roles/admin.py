@@ -62,7 +62,7 @@ class ExpectRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ForgetRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """No request will come for `transfer` any more."""
+    """No request will come for what is offered as `transfer` any more."""
 
     transfer: str
 
@@ -93,6 +93,7 @@ class AdminPlugin:
         app.add_api_route("/epd/pool", self.pool, methods=["GET"])
         app.add_api_route("/epd/leases", self.take_lease, methods=["POST"])
         app.add_api_route("/epd/leases/release", self.release_leases, methods=["POST"])
+        app.add_api_route("/epd/leases/forget", self.forget_leases, methods=["POST"])
         app.add_api_route("/epd/kv/expect", self.expect_kv, methods=["POST"])
         app.add_api_route("/epd/kv/forget", self.forget_kv, methods=["POST"])
         app.router.add_event_handler("shutdown", self.stop)
@@ -205,6 +206,12 @@ class AdminPlugin:
             await agents.withdraw(unwanted.rank, unwanted.leases)
         except PeerError as error:
             raise HTTPException(400, str(error)) from error
+        return {}
+
+    async def forget_leases(self, request: Request) -> dict[str, Any]:
+        """`POST /epd/leases/forget`: nobody comes for the embeddings of an offer; an unknown one is no error."""
+        agents = self._authorized(request)
+        await agents.forget(_decoded(await request.body(), ForgetRequest).transfer)
         return {}
 
     async def expect_kv(self, request: Request) -> dict[str, Any]:

@@ -17,8 +17,6 @@ from vllm_epd.router.media import EncodedItem, Shard
 
 MODALITIES = frozenset({"image", "video", "audio"})
 
-#: Asks an encode instance to keep the embedding and to say where it is.
-OFFER: JsonObject = {"epd": {"offer": True}}
 #: Asks an instance that encodes and prefills for the metadata of what it encoded.
 DESCRIBE: JsonObject = {"epd": {"describe": True}}
 
@@ -40,9 +38,14 @@ class Lease:
     nbytes: int = 0
 
 
-def ask_shard(shard: Shard) -> JsonObject:
-    """Asks an encode instance to encode no more than one part of an item, and to offer that."""
-    return {"epd": {"offer": True, "shard": [shard.index, shard.count]}}
+def ask_offer(name: str, shard: Shard | None = None) -> JsonObject:
+    """Asks an encode instance to keep the embedding and to say where it is; or that of no more than a part of the item.
+
+    Args:
+        name: under which it is offered, and can be forgotten.
+        shard: the part; None for all of it.
+    """
+    return {"epd": {"offer": name} if shard is None else {"offer": name, "shard": [shard.index, shard.count]}}
 
 
 def read_lease(handle: Any) -> Lease | None:

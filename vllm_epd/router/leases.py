@@ -17,6 +17,7 @@ from vllm_epd.types import Role
 
 _TAKE = "/epd/leases"
 _RELEASE = "/epd/leases/release"
+_FORGET = "/epd/leases/forget"
 
 
 class LeaseClient:
@@ -46,6 +47,10 @@ class LeaseClient:
         """Give back leases of one rank, then call `ended`; a failure leaves them to run out."""
         told = {"leases": [lease.id for lease in leases], "rank": leases[0].rank}
         self._calls.tell(holder, _RELEASE, told, ended=ended)
+
+    def forget(self, holder: Instance, offer: str) -> None:
+        """Nobody has heard what was offered under a name, if anything was; a failure leaves it to run out."""
+        self._calls.tell(holder, _FORGET, {"transfer": offer})
 
     async def close(self) -> None:
         """Take no more to give back, and wait until the rest is, at most for as long as a call may take."""

@@ -2,7 +2,6 @@
 """KV caches on their way from P to D over our own connector: what P is asked to offer, and what D is told of it."""
 
 import asyncio
-import secrets
 from collections.abc import Mapping
 
 from vllm_epd.router.calls import AdminCalls
@@ -10,13 +9,12 @@ from vllm_epd.router.capacity import KV_CHUNK_TOKENS
 from vllm_epd.router.client import InstanceClient
 from vllm_epd.router.config import RouterConfig
 from vllm_epd.router.instances import Instance
+from vllm_epd.router.names import offer_name
 from vllm_epd.router.seats import Seat
 from vllm_epd.types import Role, kv_epoch
 
 _EXPECT = "/epd/kv/expect"
 _FORGET = "/epd/kv/forget"
-#: So much of a request's id is in the name of its transfer; every chunk of a KV cache is known by that name.
-_SHOWN = 64
 
 
 class Offer:
@@ -27,7 +25,7 @@ class Offer:
     less than a chunk, of which nothing is there before P has answered: it would only take processor time while P works.
 
     Attributes:
-        transfer: name of the offer, which begins with the id of the request and cannot be guessed.
+        transfer: name of the offer.
         prefill: the instance that offers it.
         seat: the place of the request at the instance that is to have it.
         taken: a decode instance has generated from it, and so has given back what P keeps for it.
@@ -36,7 +34,7 @@ class Offer:
     def __init__(
         self, calls: Mapping[Role, AdminCalls], request_id: str, prefill: Instance, seat: Seat, tokens: float
     ) -> None:
-        self.transfer = f"{request_id[:_SHOWN]}-{secrets.token_hex(16)}"
+        self.transfer = offer_name(request_id)
         self.prefill = prefill
         self.seat = seat
         self.taken = False

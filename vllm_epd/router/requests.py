@@ -12,7 +12,7 @@ from typing import Any
 
 from vllm_epd.errors import BadRequestError
 from vllm_epd.router import fields, jsonio
-from vllm_epd.router.embeddings import DESCRIBE, OFFER, ask_shard, transfer_params
+from vllm_epd.router.embeddings import DESCRIBE, ask_offer, transfer_params
 from vllm_epd.router.fields import Dest, Rule, When
 from vllm_epd.router.inline import NOTHING, Inline, Pieces
 from vllm_epd.router.jsonio import JsonObject
@@ -189,14 +189,14 @@ def _all_in_media(request: ClientRequest) -> bool:
     )
 
 
-def encode_body(request: ClientRequest, media: MediaPart, shard: Shard | None = None) -> JsonObject:
-    """What an encode instance gets for one media part, or for one shard of it."""
+def encode_body(request: ClientRequest, media: MediaPart, offer: str, shard: Shard | None = None) -> JsonObject:
+    """What an encode instance gets for one media part, or for one shard of it, to offer it under a name."""
     return {
         **fields.select(request.api.rules, request.body, Dest.ALL, Dest.MEDIA),
         "messages": [{"role": "user", "content": [media.part]}],
         "max_tokens": 1,
         "stream": False,
-        "ec_transfer_params": OFFER if shard is None else ask_shard(shard),
+        "ec_transfer_params": ask_offer(offer, shard),
     }
 
 

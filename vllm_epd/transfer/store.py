@@ -3,6 +3,7 @@
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,9 @@ from vllm_epd.transfer.wire import PoolState
 
 T = TypeVar("T")
 
+MAX_ENDED = 4096
+"""Leases whose end is remembered; the steps on their way are far fewer."""
+
 
 class EmbeddingStore:
     """A region, its pages and what lies in them; used by the model's thread and the agent's.
@@ -38,6 +42,7 @@ class EmbeddingStore:
         self._writing: dict[str, str] = {}
         self._busy: list[tuple[torch.Event, str]] = []
         self._copies = 0
+        self._ended: OrderedDict[str, None] = OrderedDict()
         self._counts = dict.fromkeys(("hits", "encoded", "raw_bytes", "stored_bytes", "fetched", "fetched_bytes"), 0)
         self._lock = threading.Lock()
 
@@ -145,10 +150,10 @@ class EmbeddingStore:
         self._fill(key, nbytes, StoredItem((), tuple(shape), dtype), write, on_device=on_device)
 
     def lease(self, key: str, lease: str, lease_s: float) -> int | None:
-        """Lease `key` for `lease_s` from now on; its size, None when its bytes are not here."""
+        """Lease `key` for `lease_s` from now on; its size, None when its bytes are not here or the lease was ended."""
         with self._lock:
             self._sweep()
-            if key not in self._items:
+            if key not in self._items or lease in self._ended:
                 return None
             self._pool.pin(key, lease_pin(lease), time.monotonic() + lease_s)
             return self._pool.nbytes(key)
@@ -167,8 +172,16 @@ class EmbeddingStore:
             return True
 
     def end_lease(self, lease: str) -> bool:
-        """Nobody comes for `lease` any more; False when it is unknown or ended before."""
-        return self.release(lease_pin(lease))
+        """Nobody comes for `lease` any more, also where it has yet to begin; False when it is unknown or ended before.
+
+        A step that was ordered before may still be about to offer its item.
+        """
+        with self._lock:
+            self._ended[lease] = None
+            while len(self._ended) > MAX_ENDED:
+                self._ended.popitem(last=False)
+            self._sweep()
+            return self._unpin(lease_pin(lease))
 
     def take(self, key: str, device: torch.device) -> torch.Tensor:
         """A copy of `key` on `device`.

@@ -274,7 +274,7 @@ def test_parts_that_do_not_make_up_the_item_fail_the_request(
     assert link.pulled == []
 
 
-OFFER = {"epd": {"offer": True}}
+OFFER = {"epd": {"offer": "e0"}}
 
 
 def test_a_part_that_an_item_does_not_have_is_not_offered(producer: ProducerHalf, desk: Desk, link: FakeLink) -> None:
@@ -292,6 +292,7 @@ def test_a_request_waits_for_room_for_all_its_distinct_items(
     assert not producer.available(asked)
     assert not producer.available(asked)
     (items,) = link.reserved
+    assert link.transfers == ["e0"]
     assert [(item.key, item.lease, item.nbytes) for item in items] == [("a", "r:0", 72), ("b", "r:1", 72)]
     link.reports = [wire.Reserved(items[0].landing, [], [72, 72])]
     desk.collect()

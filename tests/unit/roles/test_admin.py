@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an instance answers under /epd, on top of a real transfer agent."""
 
+import asyncio
 from argparse import Namespace
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, fields
@@ -20,6 +21,8 @@ from prometheus_client import CollectorRegistry, generate_latest  # noqa: E402
 from tests.fakes.instance import FINGERPRINT  # noqa: E402
 from vllm_epd.compat.registry import KV_CONNECTOR  # noqa: E402
 from vllm_epd.connectors.kv_shape import CHUNK_TOKENS
+from vllm_epd.connectors.landing import Drop  # noqa: E402
+from vllm_epd.connectors.link import AgentLink  # noqa: E402
 from vllm_epd.connectors.settings import EmbeddingSettings, KVSettings  # noqa: E402
 from vllm_epd.roles import admin, metrics  # noqa: E402
 from vllm_epd.roles.serve import ATTRIBUTE, Instance  # noqa: E402
@@ -30,6 +33,7 @@ from vllm_epd.types import TOKEN_ENV, RoleSet, kv_epoch  # noqa: E402
 
 LEASES = "/epd/leases"
 RELEASE = "/epd/leases/release"
+FORGET_LEASES = "/epd/leases/forget"
 EXPECT = "/epd/kv/expect"
 FORGET = "/epd/kv/forget"
 TENSOR = torch.arange(64, dtype=torch.float32).view(8, 8)
@@ -157,6 +161,21 @@ async def test_a_lease_on_what_is_held_keeps_it_until_it_is_given_back(
     assert await served.pinned() == 0
 
 
+async def test_what_is_offered_under_a_name_is_forgotten_by_it(served: Served, settings: EmbeddingSettings) -> None:
+    link = AgentLink([settings.command_address(0, 0)])
+    link.reserve([wire.Wanted(0, "held", "mine", TENSOR.nbytes), wire.Wanted(1, "more", "other", 64)], "t")
+    (reserved,) = link.poll(5000)
+    assert isinstance(reserved, wire.Reserved)
+    link.drop(Drop(0, 0))
+    assert await served.pinned() == 2
+    for name in ("unknown", "t"):
+        assert (await served.client.post(FORGET_LEASES, json={"transfer": name})).json() == {}
+    link.close()
+    async with asyncio.timeout(5):
+        while await served.pinned():
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -187,6 +206,7 @@ async def test_the_adapter_it_was_made_with_may_use_it(served: Served) -> None:
         (LEASES, {"key": "held", "lease": "a", "rank": 3}, 503),
         (RELEASE, {"leases": "a"}, 400),
         (RELEASE, {"leases": [], "rank": -1}, 400),
+        (FORGET_LEASES, {}, 400),
     ],
 )
 async def test_bad_bodies_are_refused(served: Served, path: str, body: dict[str, object], status: int) -> None:
@@ -198,6 +218,7 @@ async def test_leases_are_for_those_who_know_the_token(served: Served, monkeypat
     body = {"key": "held", "lease": "mine"}
     assert (await served.client.post(LEASES, json=body)).status_code == 401
     assert (await served.client.post(RELEASE, json={"leases": ["x"]})).status_code == 401
+    assert (await served.client.post(FORGET_LEASES, json={"transfer": "x"})).status_code == 401
     shown = await served.client.post(LEASES, json=body, headers={"Authorization": "Bearer secret"})
     assert shown.json()["handle"] is not None
 

@@ -192,6 +192,18 @@ async def test_a_client_that_leaves_while_its_image_is_encoded(cluster):
     assert (await cluster.chat([image("dog")])).status == 200
 
 
+async def test_a_client_that_leaves_before_anybody_hears_what_is_encoded(cluster):
+    encode = await cluster.add("E", limits=ONE)
+    await cluster.up("P", "D")
+    encode.does.unheard = asyncio.Event()
+    asked = _ask(cluster, "cat")
+    await soon(lambda: encode.leases)
+    asked.cancel()
+    await cluster.nothing_held()
+    (call,) = encode.forget_calls
+    assert call.body == {"transfer": encode.seen[0].body["ec_transfer_params"]["epd"]["offer"]}
+
+
 async def test_a_client_that_leaves_between_encode_and_prefill(cluster):
     encode, prefill, _, first = await _full(cluster)
     (lease,) = encode.leases

@@ -66,13 +66,16 @@ async def test_one_image_through_1e1p1d(cluster):
     }
     handles = {key: {"handle": handle}}
     parts = [text("see"), {"type": "image_embeds", "image_embeds": grid(CAT_URL), "uuid": key}]
+    (encoded,) = encode.bodies("encode")
+    offer = encoded["ec_transfer_params"]["epd"]["offer"]
+    assert offer.startswith(encode.seen[0].request_id.removesuffix("-e0"))
     assert encode.bodies("encode") == [
         {
             "model": "tiny",
             "messages": [{"role": "user", "content": [CAT]}],
             "max_tokens": 1,
             "stream": False,
-            "ec_transfer_params": {"epd": {"offer": True}},
+            "ec_transfer_params": {"epd": {"offer": offer}},
         }
     ]
     assert prefill.bodies("prefill") == [

@@ -55,7 +55,7 @@ def test_what_is_cut_out_reaches_the_encoder_and_is_parsed_by_nobody(sizes):
     assert len(request.inline.data) == 2
     assert len(request.raw) < 1000
     for media, part in zip(request.media, (image(LONG), audio(OTHER), image("short")), strict=True):
-        sent = json.loads(b"".join(request.written(encode_body(request, media))))
+        sent = json.loads(b"".join(request.written(encode_body(request, media, "offer"))))
         assert sent["messages"] == [{"role": "user", "content": [part]}]
 
 

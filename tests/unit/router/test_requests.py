@@ -106,7 +106,7 @@ def test_the_clients_body_is_left_as_it_is():
     request = chat([text("a"), CAT, CAT], n=2, seed=1, **OUTPUT)
     before = copy.deepcopy(request.body)
     for body in (
-        encode_body(request, request.media[0]),
+        encode_body(request, request.media[0], "offer"),
         prefill_body(request, Branch(), [ITEM, ITEM]),
         prefill_body(request, Branch(), None),
         decode_body(request, Branch(1, 0, 1), [ITEM, ITEM], KV),

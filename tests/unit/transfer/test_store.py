@@ -181,6 +181,17 @@ def test_what_is_not_written_is_lost_to_readers(store, ask):
     ask(store)
 
 
+def test_a_lease_that_was_ended_does_not_begin_any_more(store):
+    store.claim([leased("a", PAGE)])
+    assert store.end_lease("a")
+    assert not store.end_lease("early")
+    store.put("a", filled(1))
+    assert store.lease("a", "a", 9.0) is None
+    assert store.lease("a", "early", 9.0) is None
+    assert store.state().pinned == 0
+    assert store.lease("a", "other", 9.0) == PAGE
+
+
 def test_what_is_not_written_can_neither_be_leased_nor_held(store):
     store.claim([leased("a", PAGE)])
     assert store.lease("a", "late", 9.0) is None

@@ -17,9 +17,9 @@ from vllm_epd.router.embeddings import Lease, read_lease, read_offer
 from vllm_epd.router.encoders import Part
 from vllm_epd.router.failures import SERVER_ERROR, UnreachableError
 from vllm_epd.router.holds import Leased
-from vllm_epd.router.inline import Pieces
 from vllm_epd.router.instances import Instance
 from vllm_epd.router.media import EncodedItem
+from vllm_epd.router.names import offer_name
 from vllm_epd.router.placement import has_room
 from vllm_epd.router.pools import kept, occupied
 from vllm_epd.router.requests import encode_body
@@ -72,19 +72,18 @@ async def _encode(ctx: RequestContext, part: Part) -> EncodedItem:
     Encoding changes nothing that a second try could do twice. vLLM itself fails a request now and then and counts on
     that: when one was aborted on its way, the caches of its two processes disagree about the item of the next one.
     """
-    body = ctx.request.written(encode_body(ctx.request, ctx.request.media[part.places[0]], part.shard))
     instance = part.room.instance
     if instance not in ctx.serving():
         instance = _another(ctx, part, instance)
     try:
-        item = await _ask(ctx, part, instance, body)
+        item = await _ask(ctx, part, instance)
     except UnreachableError:
         raise
     except UpstreamError as error:
         if error.status < SERVER_ERROR:
             raise
         logger.warning("request %s: encoding is tried again: %s", ctx.request_id, error)
-        item = await _ask(ctx, part, instance := _another(ctx, part, instance), body)
+        item = await _ask(ctx, part, instance := _another(ctx, part, instance))
     return _note(ctx, part, item, instance)
 
 
@@ -97,14 +96,23 @@ def _another(ctx: RequestContext, part: Part, avoid: Instance) -> Instance:
     return pick_encoder(ctx, roomy or others, part)
 
 
-async def _ask(ctx: RequestContext, part: Part, instance: Instance, body: Pieces) -> EncodedItem:
+async def _ask(ctx: RequestContext, part: Part, instance: Instance) -> EncodedItem:
+    """One try at one instance; if nobody learns of what it has encoded, it need not keep that."""
+    offer = offer_name(ctx.request_id, f"{part.label}-")
     part.work_at(instance, ctx.services.encoders.sizes.estimate(instance.info))
     ctx.record.asked(Role.ENCODE, instance.name)
     headers = ctx.headers_for(f"-{part.label}")
-    answer = await ctx.services.client.ask(
-        Role.ENCODE, instance, ctx.request.api.value, body, headers, timeout_s=ctx.time_for(Role.ENCODE)
-    )
-    return read_offer(decode_answer(answer, Role.ENCODE.value), instance.name)
+    body = ctx.request.written(encode_body(ctx.request, ctx.request.media[part.places[0]], offer, part.shard))
+    try:
+        answer = await ctx.services.client.ask(
+            Role.ENCODE, instance, ctx.request.api.value, body, headers, timeout_s=ctx.time_for(Role.ENCODE)
+        )
+        return read_offer(decode_answer(answer, Role.ENCODE.value), instance.name)
+    except UnreachableError:
+        raise
+    except (UpstreamError, asyncio.CancelledError):
+        ctx.services.encoders.leases.forget(instance, offer)
+        raise
 
 
 def _note(ctx: RequestContext, part: Part, item: EncodedItem, instance: Instance) -> EncodedItem:

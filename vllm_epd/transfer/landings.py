@@ -142,8 +142,7 @@ class Landings:
                 return
             if await self._land(handle, wait):
                 return
-            while self._store.status(handle.key) is Place.PENDING:
-                await asyncio.sleep(ROOM_POLL_S)
+            await self._store.news.until(lambda: self._store.status(handle.key) is not Place.PENDING)
             # Pinned anew: whoever gave up filling it took all claims on it along.
             if self._store.hold(handle.key, claim.pin):
                 return
@@ -284,6 +283,7 @@ class Offers:
         self._listed[transfer] = list(zip(items, sizes, strict=True))
         while len(self._listed) > MAX_LISTED:
             self._listed.popitem(last=False)
+        self._store.news.tell()
 
 
 def _pin(number: int) -> str:

@@ -20,7 +20,6 @@ from vllm_epd.transfer.tiers import Tiers
 logger = logging.getLogger(__name__)
 
 WRITE_POLL_S = 0.0005
-WAIT_POLL_S = 0.001
 PROGRESS_S = 0.0005
 MAX_PEERS = 4096
 """Connections remembered; one that is pushed out, or that ZeroMQ has silently renewed, says Hello again."""
@@ -140,7 +139,7 @@ class Server:
         if fetch.tier not in self._tiers.names:
             return wire.Lost(f"no transport {fetch.tier!r} here")
         if fetch.wait:
-            await self._until(lambda: self._store.status(fetch.key) is Place.HELD)
+            await self._store.news.until(lambda: self._store.status(fetch.key) is Place.HELD, self._grant_s)
         grant = f"grant-{uuid4().hex}"
         try:
             item = self._store.grant(fetch.key, grant, self._grant_s)
@@ -165,15 +164,9 @@ class Server:
         )
 
     async def _list(self, asked: wire.AskTransfer) -> wire.Reply:
-        await self._until(lambda: self._listed(asked.transfer) is not None)
+        await self._store.news.until(lambda: self._listed(asked.transfer) is not None, self._grant_s)
         items = self._listed(asked.transfer)
         return wire.Lost(f"no transfer {asked.transfer!r} here") if items is None else wire.Listed(items)
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        """Return when `condition` holds, or when an answer is due all the same."""
-        deadline = time.monotonic() + self._grant_s
-        while not condition() and time.monotonic() < deadline:
-            await asyncio.sleep(WAIT_POLL_S)
 
     def _refuse(self, visitor: bytes, reason: str) -> wire.Refused:
         self._visitors.pop(visitor, None)

@@ -15,6 +15,7 @@ import torch
 from vllm_epd.errors import EmbeddingLostError, PoolError
 from vllm_epd.transfer.codec import NONE, decode
 from vllm_epd.transfer.items import Claim, Place, StoredItem, lease_pin, spread
+from vllm_epd.transfer.news import News
 from vllm_epd.transfer.packing import Packer, Packing
 from vllm_epd.transfer.pool import PagedPool, Span, whole_pages
 from vllm_epd.transfer.region import Region
@@ -31,10 +32,14 @@ class EmbeddingStore:
 
     Every method takes the lock for microseconds and none waits for anything. Bytes are copied outside the lock, under
     pins that keep their pages until a device is done with them too.
+
+    Attributes:
+        news: is told when the bytes of an item are here, or will not come.
     """
 
     def __init__(self, region: Region, page_bytes: int, packing: Packing | None = None) -> None:
         """Keep embeddings in `region`, which stays the caller's; those of this instance's encoder as `packing` says."""
+        self.news = News()
         self._region = region
         self._packer = Packer(packing or Packing())
         self._pool = PagedPool(region.nbytes, page_bytes)
@@ -261,6 +266,7 @@ class EmbeddingStore:
         with self._lock:
             del self._writing[key]
             self._pool.remove(key)
+        self.news.tell()
 
     def status(self, key: str) -> Place | None:
         """What a claim on `key` would find; None when it is not there at all."""
@@ -361,6 +367,7 @@ class EmbeddingStore:
     def _end_writing(self, key: str, item: StoredItem) -> None:
         self._items[key] = item
         self._end_copy(self._writing.pop(key), item.written)
+        self.news.tell()
 
     def _item(self, key: str) -> StoredItem:
         item = self._items.get(key)

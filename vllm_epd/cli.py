@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `vllm-epd up | route | doctor`. Each command imports what it needs when it runs."""
+"""The command line: `vllm-epd up | route | doctor | simulate | plan`. Each command imports what it needs when run."""
 
 import argparse
 import sys
@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_up(commands)
     _add_route(commands)
     _add_doctor(commands)
+    _add_planner(commands)
     return parser
 
 
@@ -114,6 +115,13 @@ def _add_doctor(commands: Any) -> None:
     parser.set_defaults(run=_doctor)
 
 
+def _add_planner(commands: Any) -> None:
+    from vllm_epd.planner.commands.arguments import add_plan, add_simulate
+
+    add_simulate(commands, _simulate)
+    add_plan(commands, _plan)
+
+
 def _add_router_options(parser: argparse.ArgumentParser) -> None:
     from vllm_epd.router.ordering import ORDERS
     from vllm_epd.router.policies import DEFAULTS, POLICIES
@@ -153,8 +161,7 @@ def _route(options: argparse.Namespace, arguments: list[str]) -> int:
     from vllm_epd.router.app import serve
     from vllm_epd.router.config import RouterConfig
 
-    if arguments:
-        raise ConfigError(f"route takes no arguments after --, got {' '.join(arguments)}")
+    _check_none("route", arguments)
     values = _given({"host": options.host, "port": options.port}) | _router_settings(options)
     if options.ttl is not None:
         values["heartbeat_s"] = options.ttl / 3
@@ -163,14 +170,36 @@ def _route(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _doctor(options: argparse.Namespace, arguments: list[str]) -> int:
-    if arguments:
-        raise ConfigError(f"doctor takes no arguments after --, got {' '.join(arguments)}")
+    _check_none("doctor", arguments)
     from rich.console import Console
 
     from vllm_epd.doctor.command import doctor
     from vllm_epd.doctor.examine import Wanted
 
     return doctor(Wanted(options.transport, options.nixl_backend), options.listen, options.peer, Console())
+
+
+def _simulate(options: argparse.Namespace, arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from vllm_epd.planner.commands.simulate import simulate_command
+
+    _check_none("simulate", arguments)
+    return simulate_command(options, Console())
+
+
+def _plan(options: argparse.Namespace, arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from vllm_epd.planner.commands.plan import plan_command
+
+    _check_none("plan", arguments)
+    return plan_command(options, Console())
+
+
+def _check_none(command: str, arguments: list[str]) -> None:
+    if arguments:
+        raise ConfigError(f"{command} takes no arguments after --, got {' '.join(arguments)}")
 
 
 def _router_settings(options: argparse.Namespace) -> dict[str, Any]:

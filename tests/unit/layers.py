@@ -68,6 +68,12 @@ LAYERS = (
     # Simulates with the very deciders of the router.
     Layer("planner", ("planner",), _words("words config pure"), _words("numpy msgspec optuna")),
     Layer(
+        "commands",
+        ("planner.commands",),
+        _words("words config pure planner"),
+        _words("msgspec rich matplotlib"),
+    ),
+    Layer(
         "device",
         ("kernels", "ops", "transfer"),
         _words("words config pure"),
@@ -100,7 +106,12 @@ LAYERS = (
     Layer("remote code", ("demo.remote_code",), third_party=_words("numpy torch transformers PIL")),
     # Names the modules of the vLLM side by string, so that importing it loads none of them.
     Layer("plugin", ("plugin",), _words("words"), _words("vllm"), deferred=_words("vllm")),
-    Layer("cli", ("cli",), _words("words config pure planner service demo doctor"), _words("rich omegaconf")),
+    Layer(
+        "cli",
+        ("cli",),
+        _words("words config pure planner commands service demo doctor"),
+        _words("rich omegaconf"),
+    ),
 )
 
 # Layers that another one may import.

@@ -74,6 +74,12 @@ LAYERS = (
         _words("msgspec rich matplotlib"),
     ),
     Layer(
+        "measure",
+        ("planner.measure",),
+        _words("words config pure planner"),
+        _words("numpy msgspec aiohttp prometheus_client rich"),
+    ),
+    Layer(
         "device",
         ("kernels", "ops", "transfer"),
         _words("words config pure"),
@@ -109,7 +115,7 @@ LAYERS = (
     Layer(
         "cli",
         ("cli",),
-        _words("words config pure planner commands service demo doctor"),
+        _words("words config pure planner commands measure service demo doctor"),
         _words("rich omegaconf"),
     ),
 )

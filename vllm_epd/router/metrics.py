@@ -4,7 +4,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from vllm_epd.router.instances import Instance
 from vllm_epd.router.record import Record
@@ -27,6 +27,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._collected = CollectorRegistry()
+        ProcessCollector(registry=self._collected)
         self._requests = self._counter("requests", "Requests answered.", "route", "status")
         self._failed = self._counter(
             "failed_requests",

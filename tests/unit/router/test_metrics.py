@@ -30,7 +30,8 @@ async def test_names_and_types_are_those_of_prometheus(cluster):
     await cluster.chat([image("cat")], stream=True, headers={SLO: "1000"})
     shown = (await cluster.call("GET", "/metrics")).raw.decode()
     families = {each.name: each for each in text_string_to_metric_families(shown)}
-    assert all(name.startswith("vllm_epd_router_") for name in families)
+    assert all(name.startswith(("vllm_epd_router_", "process_")) for name in families)
+    assert families["process_cpu_seconds"].type == "counter"
     assert all(each.documentation for each in families.values())
     for name, kind in {
         "time_to_first_token_seconds": "histogram",

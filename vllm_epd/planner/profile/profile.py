@@ -165,6 +165,7 @@ class Overhead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         token_s: for each token of output, while its instance goes on with the next step.
         beside_s: for each stage that is asked, beside what a request waits for; it takes cores from others, where
             they are shared with devices.
+        step_s: of a device, for each step that generates where others prefill: what taking over KV caches adds to it.
     """
 
     router_s: float = 0.0
@@ -173,6 +174,7 @@ class Overhead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decode_s: float = 0.0
     token_s: float = 0.0
     beside_s: float = 0.0
+    step_s: float = 0.0
 
 
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

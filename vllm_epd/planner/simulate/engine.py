@@ -21,6 +21,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from vllm_epd.planner.fleet import Fleet
 from vllm_epd.planner.profile.costs import encode_s, prefill_pairs, prefill_s
 from vllm_epd.planner.profile.memory import Room
@@ -29,7 +31,7 @@ from vllm_epd.planner.simulate.events import Task
 from vllm_epd.planner.simulate.generation import Generation
 from vllm_epd.planner.simulate.host import Host
 from vllm_epd.planner.simulate.jobs import Journey, Part
-from vllm_epd.types import Role
+from vllm_epd.types import Role, RoleSet
 
 if TYPE_CHECKING:
     from vllm_epd.planner.simulate.instance import Instance
@@ -93,6 +95,13 @@ class Engine:
         self._chunks: list[tuple[Journey, int]] = []
         self._steps = 0
         self._seconds = (0.0,) * len(STAGES)
+
+    def become(self, roles: RoleSet, room: Room) -> None:
+        """Take up roles, with nothing to do; where others prefill, steps take what their connector adds."""
+        cost, added = self._profile.decode, self._profile.overhead.step_s
+        apart = roles.decode and not roles.prefill
+        self._generation = Generation(replace(cost, base_s=cost.base_s + added) if apart and added else cost)
+        self.room = room
 
     @property
     def idle(self) -> bool:

@@ -65,7 +65,8 @@ class Instance:
         self._peaks = self._peaks[0], max(self._peaks[1], self.pool.peak)
         self._rooms = max(self._rooms[0], room.kv_tokens), max(self._rooms[1], room.embedding_tokens)
         self.roles = roles
-        self.room = self.engine.room = room
+        self.room = room
+        self.engine.become(roles, room)
         self.pool = Pool(room.embedding_tokens)
         # Of one that only prefills: a batch, and the next one.
         self.seats = limits.decode_sequences if roles.decode else 2 * limits.prefill_sequences

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simulator against reality: a demo model on this machine, at rates below saturation.
+
+`python -m experiments.reality` starts each topology with `vllm-epd up`, sends it one list of requests at several rates
+by `vllm bench serve`, simulates the very requests at the times at which they were sent, and writes mean TTFT and TPOT
+of both next to each other. `--again FILE` simulates anew what was measured before, without running anything.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.reality.runs import QUIET, Plan, run_all
+from tests.bench.machine import describe_commit, describe_machine
+from vllm_epd.planner.fleet import Fleet, Limits
+from vllm_epd.planner.profile.media import measure
+from vllm_epd.planner.profile.profile import Profile
+from vllm_epd.planner.profile.store import load_profile
+from vllm_epd.planner.simulate.run import simulate
+from vllm_epd.planner.workload.generate import generate
+from vllm_epd.planner.workload.requests import Item, Kind, Request
+from vllm_epd.planner.workload.spec import load_workload
+from vllm_epd.topology import Topology
+
+HERE = Path(__file__).parent
+TOPOLOGIES = ("EPD", "1E1PD", "1E1P1D")
+RATES = (1.5, 3.0, 4.5)
+TARGET = 0.2
+"""How far a simulated mean may be off."""
+
+ALIKE = 0.05
+"""Topologies whose measured means differ by less have no order: runs of one and the same differ by as much."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, or simulate again; 1 if a mean is further off than the target, or the order of the topologies is another.
+
+    Runs in which others used much of the machine are shown, but not judged.
+    """
+    options, console = _parse(arguments), Console()
+    taken = {} if options.again is None else json.loads(options.again.read_text())
+    if options.again is None or options.redo:
+        about = {"commit": describe_commit(), "machine": describe_machine(), "demo": options.demo}
+        taken = {**about, "runs": _run(options, taken.get("runs", ()), about, console)}
+    profile = load_profile(options.profile)
+    rows = [compare(run, profile) for run in taken["runs"]]
+    orders = compare_orders(rows)
+    told = {"profile": str(options.profile), "simulated_at": describe_commit(), "target": TARGET}
+    _write(options.out, {**taken, **told, "means": rows, "orders": orders, "runs": taken["runs"]})
+    _report(rows, orders, console)
+    close = all(abs(row[f"{name}_error"]) <= TARGET for row in rows if row["quiet"] for name in ("ttft", "tpot"))
+    return 0 if close and all(order["same"] for order in orders) and any(row["quiet"] for row in rows) else 1
+
+
+def _write(path: Path, result: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result) + "\n")
+
+
+def compare(run: Mapping[str, Any], profile: Profile) -> dict[str, Any]:
+    """Means of what was measured in a run and of what is simulated for it; its first request warmed caches up."""
+    served = simulate_run(run, profile)[1:]
+    sent = run["requests"][1:]
+    row = {key: run[key] for key in ("topology", "rate", "foreign_share")}
+    row["quiet"] = run["foreign_share"] <= QUIET
+    for name in ("ttft", "tpot"):
+        measured = fmean(each[f"{name}_s"] for each in sent)
+        simulated = fmean(getattr(each, f"{name}_s") for each in served)
+        row |= {f"{name}_measured_s": measured, f"{name}_simulated_s": simulated}
+        row[f"{name}_error"] = simulated / measured - 1
+    return row
+
+
+def simulate_run(run: Mapping[str, Any], profile: Profile) -> list[Any]:
+    """Simulate the requests of a run at the times at which they were sent."""
+    topology = Topology.parse(run["topology"])
+    fleet = Fleet(topology, limits=LIMITS, tier="shm", instances_per_host=topology.size)
+    requests = [_request(number, each, run["output"], profile) for number, each in enumerate(run["requests"])]
+    return list(simulate(fleet, profile, requests).served)
+
+
+LIMITS = Limits(encode_items=8, prefill_sequences=128, decode_sequences=128, batched_tokens=4096)
+"""What vLLM does at once on CPUs by default."""
+
+
+def _request(number: int, sent: Mapping[str, Any], output: int, profile: Profile) -> Request:
+    items = tuple(Item(Kind.IMAGE, width, height) for width, height in sent["images"])
+    media = sum(measure(profile, item).tokens for item in items)
+    return Request(number, sent["at"], max(1, sent["prompt_tokens"] - media), output, items)
+
+
+def compare_orders(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of each rate and mean, the topologies from the best to the worst; those that are alike may change places.
+
+    Only quiet runs are compared.
+    """
+    found = []
+    rows = [row for row in rows if row["quiet"]]
+    for rate in dict.fromkeys(row["rate"] for row in rows):
+        for name in ("ttft", "tpot"):
+            real, told = (
+                {row["topology"]: row[f"{name}_{side}_s"] for row in rows if row["rate"] == rate}
+                for side in ("measured", "simulated")
+            )
+            wrong = [
+                (one, other)
+                for one in real
+                for other in real
+                if real[one] * (1 + ALIKE) < real[other] and told[one] >= told[other]
+            ]
+            orders = {"measured": sorted(real, key=real.__getitem__), "simulated": sorted(told, key=told.__getitem__)}
+            found.append({"rate": rate, "mean": name, **orders, "same": not wrong})
+    return found
+
+
+def _run(
+    options: argparse.Namespace, done: Sequence[dict[str, Any]], about: Mapping[str, Any], console: Console
+) -> list[dict[str, Any]]:
+    requests = generate(load_workload(options.workload), options.seed)
+    plan = Plan(
+        demo=options.demo,
+        topologies=options.topologies,
+        rates=options.rates,
+        requests=requests,
+        output=requests[0].output_tokens,
+        seed=options.seed,
+        port=options.port,
+        logs=options.logs,
+    )
+    return run_all(plan, done, lambda runs: _write(options.out, {**about, "runs": runs}), console)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.reality", description=__doc__)
+    add = parser.add_argument
+    add("--demo", default="qwen2.5-vl", help="family of the demo model")
+    add("--profile", default="qwen2.5-vl-demo@cpu", help="name or file of its profile on this machine")
+    add("--workload", type=Path, default=HERE / "workload.yaml", help="sizes of the requests")
+    add("--topologies", nargs="+", default=TOPOLOGIES)
+    add("--rates", nargs="+", type=float, default=RATES, help="requests a second")
+    add("--seed", type=int, default=0)
+    add("--port", type=int, default=8123)
+    add("--again", type=Path, help="results of which to simulate the runs again")
+    add("--redo", action="store_true", help="but do those runs anew in which others used much of the machine")
+    add("--out", type=Path, default=HERE.parent / "results" / "reality.json")
+    add("--logs", type=Path, default=Path("build/reality"))
+    return parser.parse_args(arguments)
+
+
+def _report(rows: Sequence[Mapping[str, Any]], orders: Sequence[Mapping[str, Any]], console: Console) -> None:
+    table = Table(
+        "topology", "rate", "TTFT: measured", "simulated", "off", "TPOT: measured", "simulated", "off", "others"
+    )
+    for row in rows:
+        cells = [row["topology"], f"{row['rate']:g}"]
+        for name in ("ttft", "tpot"):
+            cells += [f"{1000 * row[f'{name}_{side}_s']:.1f} ms" for side in ("measured", "simulated")]
+            cells.append(f"{row[f'{name}_error']:+.0%}")
+        table.add_row(*cells, f"{row['foreign_share']:.0%}{'' if row['quiet'] else ', not judged'}")
+    console.print(table)
+    for order in orders:
+        real, told = " < ".join(order["measured"]), " < ".join(order["simulated"])
+        sign = "as" if order["same"] else "NOT as"
+        console.print(f"{order['mean']} at {order['rate']:g}/s: {told}, {sign} measured: {real}")

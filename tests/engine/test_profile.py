@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm-epd profile` against a topology that really runs."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.engine.system import MODEL, System
+from vllm_epd.cli import main
+from vllm_epd.planner.profile.store import load_profile
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("which", ["router", "single"])
+def test_what_runs_is_measured(system: System, which: str, tmp_path: Path):
+    """A topology behind a router, and a stock server that never heard of roles."""
+    out = tmp_path / "profile.json"
+    url = getattr(system, which)
+    assert main(["profile", MODEL, "--url", url, "--out", str(out), "--repeats", "1"]) == 0
+    found = load_profile(out)
+    # What images become is computed; the server counts the tokens of the prompts that they are in.
+    assert found.fit["tokens"].worst < 0.05
+    assert found.memory.kv_per_token == 2 * 4 * 2 * 64 * 4
+    assert found.encode.per_patch_s + found.encode.per_pair_s > 0
+    for base in (found.prefill.base_s, found.decode.base_s, found.overhead.prefill_s):
+        assert 1e-4 < base < 1
+    assert bool(found.links) == (which == "router")

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is made of real runs; that they run is seen by running them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.reality.compare import compare_orders
+from experiments.reality.foreign import Foreign
+from experiments.reality.serving import RunError, read_result, write_dataset
+from vllm_epd.planner.workload.requests import Item, Kind, Request
+
+
+def row(topology: str, measured: float, simulated: float, quiet: bool = True) -> dict[str, object]:
+    both = {"ttft_measured_s": measured, "ttft_simulated_s": simulated, "tpot_measured_s": 1.0, "tpot_simulated_s": 1.0}
+    return {"topology": topology, "rate": 2.0, "quiet": quiet, **both}
+
+
+def test_an_order_is_wrong_only_between_topologies_that_differ():
+    [ttft, tpot] = compare_orders([row("A", 1.0, 1.3), row("B", 1.04, 1.2), row("C", 1.5, 1.6)])
+    assert ttft["measured"] == ["A", "B", "C"]
+    assert ttft["simulated"] == ["B", "A", "C"]
+    assert ttft["same"]
+    assert tpot["same"]
+    [ttft, _] = compare_orders([row("A", 1.0, 1.3), row("B", 1.2, 1.2)])
+    assert not ttft["same"]
+    [ttft, _] = compare_orders([row("A", 1.0, 1.3), row("B", 1.2, 1.2), row("C", 1.1, 1.0, quiet=False)])
+    assert ttft["measured"] == ["A", "B"]
+
+
+def test_results_of_the_benchmark_are_times_from_the_first_request():
+    found = {
+        "failed": 0,
+        "output_lens": [3, 3],
+        "start_times": [10.5, 10.0],
+        "input_lens": [20, 30],
+        "ttfts": [0.2, 0.3],
+        "itls": [[0.01, 0.03], [0.02, 0.02]],
+    }
+    late, early = read_result(found, 3)
+    assert (early.at, late.at) == (0.0, 0.5)
+    assert late.prompt_tokens == 20
+    assert late.tpot_s == pytest.approx(0.02)
+
+
+def test_a_run_with_failed_requests_is_none():
+    with pytest.raises(RunError, match="1 requests failed"):
+        read_result({"failed": 1, "output_lens": [3, 0]}, 3)
+
+
+def test_a_data_set_has_the_pictures_that_were_asked_for(tmp_path: Path):
+    path = tmp_path / "set.jsonl"
+    write_dataset(path, [Request(0, 0.0, 90, 4, (Item(Kind.IMAGE, 56, 28), Item(Kind.IMAGE, 56, 28)))], seed=1)
+    [line] = [json.loads(text) for text in path.read_text().splitlines()]
+    assert len(line["prompt"].split()) == 30
+    first, second = line["image_files"]
+    assert first != second
+    assert first.startswith("data:image/png;base64,")
+
+
+def test_work_of_this_process_is_not_foreign():
+    with Foreign() as foreign:
+        sum(number * number for number in range(3_000_000))
+    assert foreign.own_s > 0.05
+    assert foreign.share <= 1

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `vllm-epd up | route | doctor | profile | simulate | plan`; each imports what it needs when run."""
+"""The command line: `vllm-epd up | route | doctor | profile | simulate | plan`.
+
+Each command imports what it needs when it runs.
+"""
 
 import argparse
 import sys
@@ -58,7 +61,6 @@ def build_parser() -> argparse.ArgumentParser:
     _add_route(commands)
     _add_doctor(commands)
     _add_planner(commands)
-    _add_profile(commands)
     return parser
 
 
@@ -117,29 +119,11 @@ def _add_doctor(commands: Any) -> None:
 
 
 def _add_planner(commands: Any) -> None:
-    from vllm_epd.planner.commands.arguments import add_plan, add_simulate
+    from vllm_epd.planner.commands.arguments import add_plan, add_profile, add_simulate
 
+    add_profile(commands, _profile)
     add_simulate(commands, _simulate)
     add_plan(commands, _plan)
-
-
-def _add_profile(commands: Any) -> None:
-    parser = commands.add_parser(
-        "profile",
-        help="measure what a model costs where it runs",
-        description="Drive a running router or server over its API, fit what each stage costs, and write that as a"
-        " profile for the planner. Nothing else may use the instances meanwhile.",
-    )
-    add = parser.add_argument
-    add("model", metavar="MODEL", help="its name as it is served, or the folder that it is served from")
-    add("--url", required=True, help="of a router or server, such as http://127.0.0.1:8000")
-    add("--out", metavar="FILE", type=Path, required=True, help="file of the profile, JSON")
-    add("--folder", type=Path, help="folder of the model's files (default: where the instances have it from)")
-    add("--tier", metavar="NAME", help="of the links between the instances (default: shm on CPUs, otherwise cuda_ipc)")
-    add("--whole", metavar="FILE", type=Path, help="profile of the same model where one instance prefills and decodes")
-    add("--repeats", metavar="N", type=int, help="of each request (default: 7)")
-    add("--seed", metavar="N", type=int, help="of what is sent (default: 0)")
-    parser.set_defaults(run=_profile)
 
 
 def _add_router_options(parser: argparse.ArgumentParser) -> None:
@@ -199,6 +183,16 @@ def _doctor(options: argparse.Namespace, arguments: list[str]) -> int:
     return doctor(Wanted(options.transport, options.nixl_backend), options.listen, options.peer, Console())
 
 
+def _profile(options: argparse.Namespace, arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from vllm_epd.planner.measure.command import Wanted, profile_command
+
+    _check_none("profile", arguments)
+    names = ("model", "url", "out", "folder", "tier", "whole", "repeats", "seed")
+    return profile_command(Wanted(**_given({name: getattr(options, name) for name in names})), Console())
+
+
 def _simulate(options: argparse.Namespace, arguments: list[str]) -> int:
     from rich.console import Console
 
@@ -220,16 +214,6 @@ def _plan(options: argparse.Namespace, arguments: list[str]) -> int:
 def _check_none(command: str, arguments: list[str]) -> None:
     if arguments:
         raise ConfigError(f"{command} takes no arguments after --, got {' '.join(arguments)}")
-
-
-def _profile(options: argparse.Namespace, arguments: list[str]) -> int:
-    _check_none("profile", arguments)
-    from rich.console import Console
-
-    from vllm_epd.planner.measure.command import Wanted, profile
-
-    names = ("model", "url", "out", "folder", "tier", "whole", "repeats", "seed")
-    return profile(Wanted(**_given({name: getattr(options, name) for name in names})), Console())
 
 
 def _router_settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def _request(number: int, sent: Mapping[str, Any], output: int, profile: Profile
 def compare_orders(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Of each rate and mean, the topologies from the best to the worst; those that are alike may change places.
 
-    Only quiet runs are compared.
+    Only quiet runs are compared, and only rates of which there are two or more: one alone has no order.
     """
     found = []
     rows = [row for row in rows if row["quiet"]]
@@ -108,6 +108,8 @@ def compare_orders(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 {row["topology"]: row[f"{name}_{side}_s"] for row in rows if row["rate"] == rate}
                 for side in ("measured", "simulated")
             )
+            if len(real) < 2:
+                continue
             wrong = [
                 (one, other)
                 for one in real
@@ -115,7 +117,7 @@ def compare_orders(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 if real[one] * (1 + ALIKE) < real[other] and told[one] >= told[other]
             ]
             orders = {"measured": sorted(real, key=real.__getitem__), "simulated": sorted(told, key=told.__getitem__)}
-            found.append({"rate": rate, "mean": name, **orders, "same": not wrong})
+            found.append({"rate": rate, "mean": name, **orders, "wrong": wrong, "same": not wrong})
     return found
 
 
@@ -164,7 +166,10 @@ def _report(rows: Sequence[Mapping[str, Any]], orders: Sequence[Mapping[str, Any
             cells.append(f"{row[f'{name}_error']:+.0%}")
         table.add_row(*cells, f"{row['foreign_share']:.0%}{'' if row['quiet'] else ', not judged'}")
     console.print(table)
+    console.print(f"{sum(row['quiet'] for row in rows)} of {len(rows)} runs were quiet, and are judged")
     for order in orders:
         real, told = " < ".join(order["measured"]), " < ".join(order["simulated"])
         sign = "as" if order["same"] else "NOT as"
         console.print(f"{order['mean']} at {order['rate']:g}/s: {told}, {sign} measured: {real}")
+        for one, other in order["wrong"]:
+            console.print(f"  {one} was faster than {other} by more than {ALIKE:.0%}, and is not in the simulation")

@@ -25,8 +25,13 @@ def test_an_order_is_wrong_only_between_topologies_that_differ():
     assert tpot["same"]
     [ttft, _] = compare_orders([row("A", 1.0, 1.3), row("B", 1.2, 1.2)])
     assert not ttft["same"]
+    assert ttft["wrong"] == [("A", "B")]
     [ttft, _] = compare_orders([row("A", 1.0, 1.3), row("B", 1.2, 1.2), row("C", 1.1, 1.0, quiet=False)])
     assert ttft["measured"] == ["A", "B"]
+
+
+def test_one_topology_alone_has_no_order():
+    assert compare_orders([row("A", 1.0, 1.3), row("B", 1.2, 1.2, quiet=False)]) == []
 
 
 def test_results_of_the_benchmark_are_times_from_the_first_request():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of `vllm-epd simulate` and `vllm-epd plan`."""
+"""The options of `vllm-epd profile`, `simulate` and `plan`."""
 
 import argparse
 from dataclasses import fields
@@ -28,6 +28,26 @@ examples:
 
 the report says first whether disaggregation pays. --trials N without --time-limit gives the same plan each time.
 """
+
+
+def add_profile(commands: Any, run: Any) -> None:
+    """Offer `profile`."""
+    parser = commands.add_parser(
+        "profile",
+        help="measure what a model costs where it runs",
+        description="Drive a running router or server over its API, fit what each stage costs, and write that as a"
+        " profile for the planner. Nothing else may use the instances meanwhile.",
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="its name as it is served, or the folder that it is served from")
+    add("--url", required=True, help="of a router or server, such as http://127.0.0.1:8000")
+    add("--out", metavar="FILE", type=Path, required=True, help="file of the profile, JSON")
+    add("--folder", type=Path, help="folder of the model's files (default: where the instances have it from)")
+    add("--tier", metavar="NAME", help="of the links between the instances (default: shm on CPUs, otherwise cuda_ipc)")
+    add("--whole", metavar="FILE", type=Path, help="profile of the same model where one instance prefills and decodes")
+    add("--repeats", metavar="N", type=int, help="of each request (default: 7)")
+    add("--seed", metavar="N", type=int, help="of what is sent (default: 0)")
+    parser.set_defaults(run=run)
 
 
 def add_simulate(commands: Any, run: Any) -> None:

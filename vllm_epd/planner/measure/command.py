@@ -61,7 +61,7 @@ class Wanted:
     seed: int = 0
 
 
-def profile(wanted: Wanted, console: Console) -> int:
+def profile_command(wanted: Wanted, console: Console) -> int:
     """Measure, fit and write; returns the exit code.
 
     Raises:

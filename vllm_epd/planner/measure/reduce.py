@@ -11,7 +11,9 @@ What counts as what:
 - overhead: what is left.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 from msgspec.structs import replace
@@ -142,7 +144,7 @@ def reduce_preprocess(measured: Measured, overhead: Overhead) -> tuple[Preproces
 
 def reduce_decode(measured: Measured) -> tuple[DecodeCost, Fit]:
     """From rounds of several requests, while all of them are generated for."""
-    points = list(measured.medians("decode", step_s))
+    points = list(measured.medians("decode", _steps_of(measured)))
     if len(points) < 3:
         raise ConfigError("too few requests were generated for at once to tell what a step of decode takes")
     rows = [(1.0, float(len(sample.shots)), _context(sample)) for sample, _ in points]
@@ -152,7 +154,9 @@ def reduce_decode(measured: Measured) -> tuple[DecodeCost, Fit]:
 
 def added_step_s(measured: Measured, whole: DecodeCost) -> float:
     """What steps of one sequence take longer than where one instance prefills and decodes."""
-    alone = [(sample, step) for sample, step in measured.medians("decode", step_s) if len(sample.shots) == 1]
+    alone = [
+        (sample, step) for sample, step in measured.medians("decode", _steps_of(measured)) if len(sample.shots) == 1
+    ]
     return max(0.0, median(step - decode_s(whole, 1, _context(sample)) for sample, step in alone))
 
 
@@ -162,12 +166,22 @@ def _context(sample: Sample) -> float:
     return sum(each.prompt_tokens for each in sample.answers) + generated
 
 
-def step_s(sample: Sample) -> float | None:
+def _steps_of(measured: Measured) -> Callable[[Sample], float | None]:
+    return partial(step_s, apart=measured.shape.decode_apart)
+
+
+def step_s(sample: Sample, apart: bool) -> float | None:
     """Seconds between tokens of one request while all are generated for; None if that was too short.
 
     A piece of an answer may hold several tokens; those of one request count as equally long.
+
+    Args:
+        sample: a round of requests.
+        apart: the first token of each comes from another instance, and what is taken over for the next is no step.
     """
-    begin = max(answer.moments[0] for answer in sample.answers)
+    if any(len(answer.moments) <= apart for answer in sample.answers):
+        return None
+    begin = max(answer.moments[int(apart)] for answer in sample.answers)
     end = min(answer.moments[-1] for answer in sample.answers)
     steps = []
     for shot, answer in zip(sample.shots, sample.answers, strict=True):

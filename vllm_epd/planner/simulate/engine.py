@@ -97,10 +97,10 @@ class Engine:
         self._seconds = (0.0,) * len(STAGES)
 
     def become(self, roles: RoleSet, room: Room) -> None:
-        """Take up roles, with nothing to do; where others prefill, steps take what their connector adds."""
+        """Take up roles, with nothing to do; where others prefill, each step of decode takes `step_s` longer."""
         cost, added = self._profile.decode, self._profile.overhead.step_s
         apart = roles.decode and not roles.prefill
-        self._generation = Generation(replace(cost, base_s=cost.base_s + added) if apart and added else cost)
+        self._generation = Generation(replace(cost, base_s=cost.base_s + added) if apart else cost)
         self.room = room
 
     @property

@@ -56,16 +56,24 @@ def test_a_step_counts_only_while_all_are_generated_for():
     early, late = (tuple(begin + 0.01 * number for number in range(OUTPUT)) for begin in (0.0, 0.2))
     shots = (Shot(1, (), OUTPUT),) * 2
     answers = tuple(Answer(0.1, 1.0, moments, 10, {}) for moments in (early, late))
-    assert step_s(Sample("decode", shots, answers, {})) == pytest.approx(0.01)
+    assert step_s(Sample("decode", shots, answers, {}), apart=False) == pytest.approx(0.01)
     apart = (answers[0], Answer(0.1, 1.0, tuple(0.35 + each for each in early), 10, {}))
-    assert step_s(Sample("decode", shots, apart, {})) is None
+    assert step_s(Sample("decode", shots, apart, {}), apart=False) is None
 
 
 def test_pieces_of_several_tokens_count_as_so_many():
     moments = tuple(0.02 * number for number in range(OUTPUT // 2))
     answer = Answer(0.1, 1.0, moments, 10, {})
     tokens_per_piece = (OUTPUT - 1) / (len(moments) - 1)
-    assert step_s(Sample("decode", (Shot(1, (), OUTPUT),), (answer,), {})) == pytest.approx(0.02 / tokens_per_piece)
+    one = Sample("decode", (Shot(1, (), OUTPUT),), (answer,), {})
+    assert step_s(one, apart=False) == pytest.approx(0.02 / tokens_per_piece)
+
+
+def test_what_is_taken_over_after_the_first_token_is_no_step():
+    moments = (0.0, *(0.5 + 0.01 * number for number in range(OUTPUT - 1)))
+    sample = Sample("decode", (Shot(1, (), OUTPUT),), (Answer(0.1, 1.0, moments, 10, {}),), {})
+    assert step_s(sample, apart=True) == pytest.approx(0.01)
+    assert step_s(sample, apart=False) > 0.02
 
 
 def test_what_a_connector_adds_to_steps_is_told_apart():

@@ -4,15 +4,16 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from experiments.kinds import memory, ttft
+from experiments.kinds import memory, search, ttft
 from experiments.result import Findings
 from experiments.setting import Experiment
 
-Kind = ttft.Ttft | memory.MostImages | memory.LargestBatch | memory.KvShare
+Kind = ttft.Ttft | search.Search | memory.MostImages | memory.LargestBatch | memory.KvShare
 """What the field `kind` of a configuration tells apart."""
 
 KINDS: Mapping[type[Experiment], Callable[[Any], Findings]] = {
     ttft.Ttft: ttft.run,
+    search.Search: search.run,
     memory.MostImages: memory.most,
     memory.LargestBatch: memory.batches,
     memory.KvShare: memory.shares,

@@ -26,3 +26,11 @@ def test_the_host_of_the_stored_outputs_is_slower_than_ours():
 def test_an_unknown_experiment_is_refused():
     with pytest.raises(ConfigError, match="table1"):
         load_experiment("table99")
+
+
+def test_a_search_beats_fleets_that_are_drawn():
+    found = find(reduced(load_experiment("table5"), count=50, seeds=1))
+    goodputs = {(each.variant, each.row): each.ours for each in found.cells if each.column == "goodput"}
+    assert {variant for variant, _ in goodputs} == {"plain", "old host"}
+    for variant, row in goodputs:
+        assert goodputs[variant, "optimiser"] >= goodputs[variant, row] > 0

@@ -6,9 +6,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vllm_epd.planner.fleet import Limits
+from vllm_epd.planner.fleet import Fleet, Limits
 from vllm_epd.router.ordering import ORDERS
 from vllm_epd.router.policies import POLICIES
+from vllm_epd.topology import Topology
 from vllm_epd.types import Role
 
 SIMULATE_EXAMPLES = """\
@@ -61,7 +62,7 @@ def add_simulate(commands: Any, run: Any) -> None:
     )
     add = parser.add_argument
     add("--topology", metavar="TEXT", required=True, help="such as 2E1PD")
-    _add_workload(parser)
+    _add_given(parser)
     add("--slo-ttft", metavar="S", type=float, help="how soon a first token should come")
     add("--slo-tpot", metavar="S", type=float, help="how soon each further token should come, in the mean")
     for limit in fields(Limits):
@@ -87,7 +88,7 @@ def add_plan(commands: Any, run: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    _add_workload(parser)
+    _add_given(parser)
     add("--gpus", metavar="N", type=int, required=True, help="that there are")
     add("--slo-ttft", metavar="S", type=float, required=True, help="how soon a first token has to come")
     add("--slo-tpot", metavar="S", type=float, required=True, help="how soon each further token, in the mean")
@@ -100,11 +101,12 @@ def add_plan(commands: Any, run: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def _add_workload(parser: argparse.ArgumentParser) -> None:
+def _add_given(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--profile", metavar="NAME|FILE", required=True, help="what the model costs on the hardware")
     add("--tier", metavar="NAME", help="of the profile's links, between instances (default: cuda_ipc, or the first)")
-    add("--memory-share", metavar="X", type=float, help="of a device's memory to use (default: 0.9)")
+    share = Fleet(Topology(())).memory_share
+    add("--memory-share", metavar="X", type=float, default=share, help=f"of a device's memory (default: {share})")
     add("--workload", metavar="FILE", type=Path, help="YAML, a trace, an access log, or a benchmark's result")
     add("--rate", metavar="R", type=float, help="requests in a second")
     add("--requests", metavar="N", type=int, help="of the workload; a plan takes as many as it needs")

@@ -59,7 +59,7 @@ def base_fleet(options: argparse.Namespace, profile: Profile) -> Fleet:
     Raises:
         ConfigError: what is given cannot be.
     """
-    share = 0.9 if options.memory_share is None else options.memory_share
+    share = options.memory_share
     if not 0 < share <= 1:
         raise ConfigError(f"--memory-share: expected a part above 0 and at most 1, got {share}")
     tier = options.tier or (TIER if TIER in profile.links else next(iter(profile.links), TIER))

@@ -17,6 +17,8 @@ from vllm_epd.topology import Topology
 
 OTHERS = 2
 """Further fleets of a way that are compared."""
+NEAR = 1.03
+"""A goodput with other requests is so far from that of the search, or a few times as far."""
 RATES = (0.5, 0.75, 1.0, 1.25, 1.5)
 MEDIA = (0.5, 2.0)
 """Of the sensitivity: parts of the goodput, and of the media of each request."""
@@ -81,8 +83,8 @@ def contender(ground: Ground, way: Way, trials: Sequence[Trial]) -> Contender:
     """What a way is worth, by its best fleet."""
     problem, best = ground.problem, trials[0]
     guess = best.score.rate or problem.rate or 0.0
-    rates = [ground.goodput(requests).near(best.fleet, guess).rate for requests in ground.comparing] if guess else [0.0]
-    goodput = fmean(rates)
+    rates = [ground.goodput(requests).near(best.fleet, guess, NEAR).rate for requests in ground.comparing if guess]
+    goodput = fmean(rates or [0.0])
     size, enough, attainment = best.fleet.topology.size, best.score.rate > 0, None
     gpus = size if size < ground.cell else problem.gpus
     if problem.rate is not None:

@@ -6,19 +6,19 @@ from itertools import combinations
 
 from vllm_epd.types import RoleSet
 
-LETTERS = ("E", "EP", "P", "EPD", "PD", "ED", "D")
+KINDS = ("E", "EP", "P", "EPD", "PD", "ED", "D")
 """In the order of the stages, as one would write a topology."""
 
 MOST_GROUPS = 3
 """More kinds of instances are not sought: each is one more thing to run, and three have room for every stage apart."""
 
 Family = tuple[RoleSet, ...]
-"""Different kinds of instances, in the order of `LETTERS`."""
+"""Different kinds of instances, in the order of `KINDS`."""
 
 
 def families(media: bool) -> tuple[Family, ...]:
     """All that can serve, the fewest groups first; without media, those in which nobody encodes."""
-    kinds = [kind for kind in map(RoleSet.from_letters, LETTERS) if media or not kind.encode]
+    kinds = [kind for kind in map(RoleSet.from_letters, KINDS) if media or not kind.encode]
     return tuple(
         family for size in range(1, MOST_GROUPS + 1) for family in combinations(kinds, size) if serves(family, media)
     )

@@ -2,8 +2,9 @@
 """What a search stands on: a space, requests to search with, others to compare with, mean loads. Pure."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import ceil
 
 from vllm_epd.errors import ConfigError
 from vllm_epd.planner.fleet import Fleet, Limits
@@ -34,6 +35,10 @@ LEAST = 200
 """Requests of a run."""
 MOST = 750
 """The same for each GPU of a cell, so that a run takes a second at most."""
+PART = 3
+"""Where goodputs are sought, one request in so many is enough: what is found is compared with all."""
+ENOUGH = 500
+"""Requests that are never made fewer for that: with too few, luck decides."""
 COMPARED = 3
 """Sets of requests to compare with."""
 
@@ -59,6 +64,11 @@ class Ground:
     seconds: Callable[[Limits], Mapping[Role, float]]
     searching: Sequence[Request]
     comparing: Sequence[Sequence[Request]]
+
+    @property
+    def at_rate(self) -> bool:
+        """Whether fleets are sought that keep what is promised at a rate, and not the highest rate of each."""
+        return self.problem.rate is not None and self.cell == self.problem.gpus
 
     def goodput(self, requests: Sequence[Request]) -> Goodput:
         """The objective with these requests."""
@@ -98,13 +108,14 @@ def prepare(problem: Problem) -> Ground:
     media = largest.patches > 0
     shortage = shortage_of(problem.profile, problem.base, largest)
     space = build(cell, families(media), shortage, problem.choices, problem.base)
-    return Ground(problem, cell, media, space, seconds, sets[0], sets[1:])
+    ground = Ground(problem, cell, media, space, seconds, sets[0], sets[1:])
+    return ground if ground.at_rate else replace(ground, searching=sets[0][: max(ENOUGH, count // PART)])
 
 
 def _count(problem: Problem, means: Sequence[Sizes], cell: int, seconds: Mapping[Role, float]) -> int:
     """Requests of a run: as many as come in a multiple of the time that one of them may take."""
-    fewest = min(families(media=any(each.media for each in means)), key=len)
-    rate = capacity(seconds, proportional(fewest, cell, seconds))
+    simplest = min(families(media=any(each.media for each in means)), key=len)
+    rate = capacity(seconds, proportional(simplest, cell, seconds))
     output = sum(each.output for each in means) / len(means)
     stay_s = problem.slo.ttft_s + output * problem.slo.tpot_s
     return int(min(MOST * cell, max(LEAST, SETTLED * rate * stay_s)))
@@ -117,7 +128,7 @@ def _check_slo(problem: Problem, requests: Sequence[Sizes]) -> None:
     tpot = [least_tpot_s(profile, each) for each in requests]
     for name, target, needed in (("TTFT", slo.ttft_s, ttft), ("TPOT", slo.tpot_s, tpot)):
         if sum(each <= target for each in needed) < slo.share * len(needed):
-            least = sorted(needed)[max(0, int(slo.share * len(needed) + 0.999) - 1)]
+            least = sorted(needed)[ceil(slo.share * len(needed)) - 1]
             raise ConfigError(
                 f"a {name} of {target:g} s cannot be kept for {slo.share:.0%} of the requests by any fleet of"
                 f" {profile.hardware.name}: without any other request they need {least:.3g} s; allow more time, or"

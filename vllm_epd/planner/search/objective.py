@@ -22,7 +22,7 @@ COARSE = 1.05
 """The same where it is not sought so exactly."""
 PART = 4
 """For a first look, one request in so many is simulated."""
-FEWEST = 60
+FIRST_LOOK = 60
 """Requests that a first look needs."""
 HOPELESS = 0.8
 """A fleet that attains less than this part of what is promised, at a first look, gets no second one."""
@@ -89,7 +89,7 @@ def attainment(outcome: Outcome, slo: Slo) -> float:
 
 def first_look(requests: Sequence[Request]) -> Sequence[Request]:
     """The requests that are enough to see that a fleet is hopeless."""
-    return requests[: max(FEWEST, len(requests) // PART)]
+    return requests[: max(FIRST_LOOK, len(requests) // PART)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +137,7 @@ class Goodput:
             tolerance: where to stop, as a ratio.
             known: the attainment at `rate`, if it is.
         """
-        good, best, bad = 0.0, 0.0, 0.0
-        lowest, highest = rate / WIDEST, rate * WIDEST
+        good, best, bad, lowest, highest = 0.0, 0.0, 0.0, rate / WIDEST, rate * WIDEST
         while not (good and bad) or bad / good > tolerance:
             share, known = self.at(fleet, rate) if known is None else known, None
             if share >= self.slo.share:

@@ -10,7 +10,7 @@ from vllm_epd.planner.search.fewest import attempts, fewest
 from vllm_epd.planner.search.ground import Ground, prepare
 from vllm_epd.planner.search.objective import AtRate, Objective
 from vllm_epd.planner.search.search import Budget, Trial, search
-from vllm_epd.planner.search.sought import FEWEST, SHARES, Problem, Progress, Step, Way, ways
+from vllm_epd.planner.search.sought import LEAST_LOOKS, SHARES, Problem, Progress, Step, Way, ways
 from vllm_epd.planner.search.space import Space
 from vllm_epd.planner.search.starts import starts
 from vllm_epd.planner.search.verdict import Verdict, judge
@@ -56,28 +56,34 @@ def plan(problem: Problem, budget: Budget, clock: Callable[[], float], progress:
         ConfigError: nothing is feasible, or no fleet that was looked at keeps what is promised.
     """
     ground = prepare(problem)
-    seconds = None if budget.seconds is None else budget.seconds * SEARCHING
-    budget = Budget(budget.trials, seconds, FEWEST)
-    parts = ways(ground.space, ground.media)
-    total = sum(SHARES[way] for way in parts)
-    found: dict[Way, list[Trial]] = {}
-    for way, part in parts.items():
-        like = max((trials[0] for trials in found.values()), key=lambda each: each.score.value, default=None)
-        limits = like.fleet.limits if like else problem.base.limits
-        share = budget.part(SHARES[way] / total)
-        found[way] = _look(ground, part, limits, share, clock, _telling(way, share, clock, progress))
+    found = _seek(ground, budget, clock, progress)
     contenders = []
     for number, (way, trials) in enumerate(found.items()):
         progress(Step("comparing", number / len(found)))
         contenders.append(contender(ground, way, trials))
     verdict = judge(problem, contenders)
-    compared = [each for each in contenders if each.way.baseline or each.way is verdict.chosen]
     chosen = next(each for each in contenders if each.way is verdict.chosen)
+    compared = [each for each in contenders if each.way.baseline or each is chosen]
     sensitivities = {}
     for number, each in enumerate(compared):
         progress(Step("other traffic", number / len(compared)))
         sensitivities[each.way] = sensitivity(ground, each, chosen)
     return Plan(ground, tuple(contenders), verdict, sensitivities)
+
+
+def _seek(ground: Ground, budget: Budget, clock: Callable[[], float], progress: Progress) -> dict[Way, list[Trial]]:
+    """Each way's best fleets; a way begins with the limits that were best for those before it."""
+    seconds = None if budget.seconds is None else budget.seconds * SEARCHING
+    budget = Budget(budget.trials, seconds, LEAST_LOOKS)
+    parts = ways(ground.space, ground.media)
+    total = sum(SHARES[way] for way in parts)
+    found: dict[Way, list[Trial]] = {}
+    for way, part in parts.items():
+        best = max((trials[0] for trials in found.values()), key=lambda each: each.score.value, default=None)
+        like = best.fleet.limits if best else ground.problem.base.limits
+        share = budget.part(SHARES[way] / total)
+        found[way] = _look(ground, part, like, share, clock, _telling(way, share, clock, progress))
+    return found
 
 
 def _look(
@@ -91,7 +97,7 @@ def _look(
         return search(space, objective, begin, problem.seed, share, clock, told)
 
     goodput = ground.goodput(ground.searching)
-    if problem.rate is None or ground.cell < problem.gpus:
+    if problem.rate is None or not ground.at_rate:
         return of(part, goodput, budget)
     objective = AtRate(goodput, problem.rate)
     least = min(len(family) for family in part.limits)

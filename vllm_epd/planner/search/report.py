@@ -98,8 +98,8 @@ def _setting(plan: Plan) -> list[str]:
         f"For {profile.model} on {profile.hardware.name} (profile: {profile.origin}), {problem.gpus} GPUs at most.",
         f"Goodput is the highest rate at which {slo.share:.0%} of the requests have a TTFT of {slo.ttft_s:g} s and a"
         f" TPOT of {slo.tpot_s:g} s.",
-        f"Each run has {len(ground.searching)} requests, with seeds {problem.seed} to"
-        f" {problem.seed + len(ground.comparing)}; the first is for searching, the others for comparing.",
+        f"Found with {len(ground.searching)} requests of seed {problem.seed}, and compared on"
+        f" {len(ground.comparing)} times {len(ground.comparing[0])} others.",
     ]
     if problem.rate:
         lines.append(f"Asked for are {problem.rate:g} requests/s with as few GPUs as can be.")

@@ -25,12 +25,12 @@ class Budget:
     Attributes:
         trials: fleets that it may look at.
         seconds: that it may take; None for as long as it takes.
-        fewest: fleets that it looks at before time ends it.
+        least: fleets that it looks at before time ends it.
     """
 
     trials: int
     seconds: float | None = None
-    fewest: int = 0
+    least: int = 0
 
     def part(self, share: float) -> "Budget":
         """So much of it."""
@@ -90,7 +90,7 @@ def search(
         if best is None or _rank(trial) > _rank(best):
             best = trial
         progress(number + 1, best)
-        late = end is not None and number + 1 >= max(len(starts), budget.fewest) and clock() >= end
+        late = end is not None and number + 1 >= max(len(starts), budget.least) and clock() >= end
         if late or objective.enough(best.score):
             break
     return sorted(seen.values(), key=_rank, reverse=True)
@@ -102,6 +102,7 @@ def _parameters(space: Space, fleet: Fleet) -> dict[str, Any]:
         {
             "kinds": name(tuple(group.roles for group in fleet.topology.groups)),
             "irp": fleet.irp_degree,
+            "spread": fleet.spread,
             **{f"{group.roles.letters} instances": group.count for group in fleet.topology.groups},
             **{each.name: getattr(fleet.limits, each.name) for each in fields(fleet.limits)},
             **{f"{role} policy": policy for role, policy in fleet.policies.items()},

@@ -31,7 +31,7 @@ class Way(StrEnum):
 
 SHARES = {Way.REPLICATED: 0.25, Way.PREFILL_DECODE: 0.2, Way.CO_LOCATED: 0.275, Way.ENCODE_APART: 0.275}
 """Of the trials and the time. Replicas have the fewest topologies and the dearest runs."""
-FEWEST = 24
+LEAST_LOOKS = 24
 """Fleets of each way that are looked at in any case, unless fewer trials are asked for: a way that was not sought well
 is not to lose for that."""
 

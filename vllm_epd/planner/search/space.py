@@ -31,7 +31,8 @@ class Choices:
         prefill_sequences: for instances that prefill and do not decode. Others have one number for both.
         policies: names of `router.policies`, for each stage that has several instances.
         orders: names of `router.ordering`, for encode and prefill. D is taken together with P, or its queue is short.
-        irp_degrees: see `Fleet`.
+        irp_degrees: see `Fleet`, also for the next.
+        spreads: the router shares items out whatever one wishes.
     """
 
     encode_items: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
@@ -41,6 +42,7 @@ class Choices:
     policies: tuple[str, ...] = tuple(sorted(POLICIES))
     orders: tuple[str, ...] = tuple(sorted(ORDERS))
     irp_degrees: tuple[int | None, ...] = (None, 1)
+    spreads: tuple[bool, ...] = (True,)
 
 
 class Chooser(Protocol):
@@ -130,6 +132,7 @@ def walk(space: Space, chooser: Chooser) -> Fleet:
         policies={role: chooser.among(f"{role} policy", space.choices.policies) for role in several},
         orders={role: chooser.among(f"{role} order", space.choices.orders) for role in queued},
         irp_degree=chooser.among("irp", space.choices.irp_degrees) if Role.ENCODE in several else space.base.irp_degree,
+        spread=chooser.among("spread", space.choices.spreads) if Role.ENCODE in several else space.base.spread,
     )
 
 

@@ -49,6 +49,7 @@ def start(space: Space, topology: Topology, limits: Limits) -> Fleet:
         policies={role: name if name in choices.policies else choices.policies[0] for role, name in DEFAULTS.items()},
         orders=dict.fromkeys(Role, ORDER if ORDER in choices.orders else choices.orders[0]),
         irp_degree=choices.irp_degrees[0],
+        spread=choices.spreads[0],
     )
 
 

@@ -96,6 +96,24 @@ def test_mistake_is_named_and_gives_exit_code_2(arguments, message, tmp_path, ca
     assert message in output.err
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "has no requests in it"), ('{"at": 1}\n', "trace.jsonl")],
+)
+def test_trace_without_requests_is_refused(content, message, tmp_path, capsys):
+    (tmp_path / "trace.jsonl").write_text(content)
+    arguments = ["--profile", READY, *SLO, *GPUS, "--workload", str(tmp_path / "trace.jsonl"), "--out", str(tmp_path)]
+    assert main(["plan", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_profile_of_another_version_is_refused(tmp_path, capsys):
+    file = tmp_path / "old.json"
+    file.write_text(json.dumps({"format": 0}))
+    assert main(["plan", "--profile", str(file), *SLO, *GPUS, *SHAPE, "--out", str(tmp_path)]) == 2
+    assert "is a profile of format 0, but this version reads format" in capsys.readouterr().err
+
+
 def test_requests_that_come_at_once_have_no_rate(tmp_path, capsys):
     file = tmp_path / "trace.jsonl"
     write_trace([Request(number, 0.0, 100, 10) for number in range(40)], file)

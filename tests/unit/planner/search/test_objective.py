@@ -3,7 +3,7 @@ import pytest
 
 from vllm_epd.errors import ConfigError
 from vllm_epd.planner.fleet import Fleet
-from vllm_epd.planner.search.objective import AtRate, Goodput, Score, Slo, attainment, first_look
+from vllm_epd.planner.search.objective import WIDEST, AtRate, Goodput, Score, Slo, attainment, first_look
 from vllm_epd.planner.search.traffic import rate_of
 from vllm_epd.planner.simulate.outcome import Outcome, Refused, Served
 from vllm_epd.planner.workload.requests import Request
@@ -50,6 +50,11 @@ def test_what_never_keeps_its_promises_has_no_goodput():
     )
     assert (score.rate, score.attainment) == (0.0, 0.0)
     assert score.value < 0
+
+
+def test_what_always_keeps_its_promises_ends_the_search_too():
+    always = Goodput(Line(float("inf")), REQUESTS, SLO, lambda _: 5.0)
+    assert 2 * WIDEST <= always.near(FLEET, 2).rate < 10 * WIDEST
 
 
 def test_hopeless_fleet_costs_part_of_a_run():

@@ -9,6 +9,7 @@ import pytest
 
 from vllm_epd.errors import ConfigError
 from vllm_epd.planner.fleet import Fleet
+from vllm_epd.planner.search.ground import prepare
 from vllm_epd.planner.search.planning import plan
 from vllm_epd.planner.search.report import deploy, numbers, text
 from vllm_epd.planner.search.search import Budget
@@ -160,3 +161,11 @@ def test_nobody_keeps_what_only_a_lone_request_could_have(problem):
     slow = msgspec.structs.replace(profile, overhead=msgspec.structs.replace(profile.overhead, prefill_s=5.0))
     with pytest.raises(ConfigError, match="no fleet keeps a TTFT of 2 s .* at any rate"):
         _plan(problem(slow, (2.0, 0.06), 2, choices=CHOICES, images=1, output_tokens=10), trials=4)
+
+
+def test_goodputs_are_sought_with_fewer_requests_than_they_are_compared_on(problem, monkeypatch):
+    monkeypatch.setattr("vllm_epd.planner.search.ground.MOST", 10_000)
+    goodput = prepare(problem("internvl2-8b@a100-80gb", (2.4, 0.06), 8, **TWO))
+    assert len(goodput.searching) < len(goodput.comparing[0])
+    at_rate = prepare(problem("internvl2-8b@a100-80gb", (2.4, 0.06), 8, rate=1.0, **TWO))
+    assert len(at_rate.searching) == len(at_rate.comparing[0])

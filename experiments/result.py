@@ -42,15 +42,37 @@ class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.ours / self.paper
 
 
+class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of a figure.
+
+    Attributes:
+        panel: of the figure.
+        variant: as of a cell.
+        label: what it is of.
+        x: ascending.
+        y: means over seeds.
+        deviation: standard deviations over seeds.
+    """
+
+    panel: str
+    variant: str
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+
 class Findings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a kind of experiment finds.
 
     Attributes:
         cells: of a table.
+        curves: of a figure.
         remarks: what was seen, in sentences.
     """
 
     cells: tuple[Cell, ...]
+    curves: tuple[Curve, ...] = ()
     remarks: tuple[str, ...] = ()
 
 

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import msgspec
 from rich.console import Console
@@ -16,14 +15,13 @@ from rich.console import Console
 from experiments.kinds import KINDS, Kind
 from experiments.result import Findings, Made, Result, rounded, save
 from experiments.setting import Experiment, reduced
-from experiments.show import show
+from experiments.show import FOLDER, RESULTS, show
 from vllm_epd.config import read_mapping
 from vllm_epd.errors import ConfigError, EPDError
 
-FOLDER = Path(__file__).parent
-CONFIGS, RESULTS = FOLDER / "configs", FOLDER / "results"
+CONFIGS = FOLDER / "configs"
 ORIGIN = "simulated on a derived profile"
-PACKAGES = ("vllm-epd", "numpy", "msgspec", "omegaconf")
+PACKAGES = ("vllm-epd", "numpy", "msgspec", "omegaconf", "optuna")
 
 
 def names() -> tuple[str, ...]:
@@ -88,13 +86,13 @@ def _made(seconds: float) -> Made:
 
 
 def _commit() -> str:
-    """The commit of what ran; results, which are the output, may differ from it."""
+    """The commit of what ran; results and figures, which are the output, may differ from it."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=FOLDER, capture_output=True, text=True, check=True).stdout
 
     try:
-        changed = git("status", "--porcelain", "--", "..", ":!results", ":!README.md")
+        changed = git("status", "--porcelain", "--", "..", ":!results", ":!figures", ":!README.md")
         return git("rev-parse", "HEAD").strip() + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -68,6 +68,7 @@ class System(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         irp_degree: IRP within an image, which the paper's code has not.
         kv_share: its scripts' half.
         workers_preprocess: as its code.
+        preprocess_workers: only where they do not.
         chunked: no prompt is cut.
         pulls: its D takes what P has computed.
     """
@@ -81,6 +82,7 @@ class System(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     irp_degree: int | None = 1
     kv_share: float = 0.5
     workers_preprocess: bool = True
+    preprocess_workers: int = 1
     chunked: bool = False
     pulls: bool = True
 
@@ -94,6 +96,7 @@ class System(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             irp_degree=self.irp_degree,
             kv_share=self.kv_share,
             workers_preprocess=self.workers_preprocess,
+            preprocess_workers=self.preprocess_workers,
             chunked=self.chunked,
             pulls=self.pulls,
         )

@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results for people: tables on the terminal."""
+"""`python -m experiments.show NAME [...] | all`: results that are there, as tables on the terminal and as figures."""
 
+import argparse
+import sys
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from experiments.result import Cell, Result, Value
+from experiments.figures import draw
+from experiments.result import Cell, Result, Value, load
+
+FOLDER = Path(__file__).parent
+RESULTS, FIGURES = FOLDER / "results", FOLDER / "figures"
 
 
 def show(result: Result, console: Console) -> None:
@@ -32,3 +39,25 @@ def _text(value: Value) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else f"{value:g}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.show", description=__doc__)
+    parser.add_argument("names", nargs="+", metavar="NAME", help="results; `all` for all there are")
+    asked = parser.parse_args(arguments).names
+    console = Console()
+    known = {path.stem: path for path in sorted(RESULTS.glob("*.json"))}
+    if unknown := [name for name in asked if name != "all" and name not in known]:
+        console.print(f"error: no result of {', '.join(unknown)}; there are {', '.join(known)}", style="red")
+        return 2
+    for name in known if asked == ["all"] else asked:
+        result = load(known[name])
+        show(result, console)
+        for path in draw(result, FIGURES):
+            console.print(f"drawn: {path.relative_to(FOLDER.parent)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

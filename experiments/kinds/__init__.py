@@ -4,11 +4,20 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from experiments.kinds import memory, search, ttft
+from experiments.kinds import attainment, goodput, memory, search, switching, ttft
 from experiments.result import Findings
 from experiments.setting import Experiment
 
-Kind = ttft.Ttft | search.Search | memory.MostImages | memory.LargestBatch | memory.KvShare
+Kind = (
+    ttft.Ttft
+    | search.Search
+    | memory.MostImages
+    | memory.LargestBatch
+    | memory.KvShare
+    | attainment.Attainment
+    | switching.SwitchingRoles
+    | goodput.Goodputs
+)
 """What the field `kind` of a configuration tells apart."""
 
 KINDS: Mapping[type[Experiment], Callable[[Any], Findings]] = {
@@ -17,4 +26,7 @@ KINDS: Mapping[type[Experiment], Callable[[Any], Findings]] = {
     memory.MostImages: memory.most,
     memory.LargestBatch: memory.batches,
     memory.KvShare: memory.shares,
+    attainment.Attainment: attainment.run,
+    switching.SwitchingRoles: switching.run,
+    goodput.Goodputs: goodput.run,
 }

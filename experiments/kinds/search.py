@@ -97,7 +97,7 @@ def run(experiment: Search) -> Findings:
         cells += _cells(variant, "random", random, experiment.random)
         cells.append(_relative(variant, searched, random, experiment))
         remarks.append(_remark(variant, found))
-    return Findings(tuple(cells), tuple(remarks))
+    return Findings(tuple(cells), remarks=tuple(remarks))
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--port", type=int, default=8123)
     add("--again", type=Path, help="results of which to simulate the runs again")
     add("--redo", action="store_true", help="but do those runs anew in which others used much of the machine")
-    add("--out", type=Path, default=HERE.parent / "results" / "reality.json")
+    add("--out", type=Path, default=HERE / "result.json")
     add("--logs", type=Path, default=Path("build/reality"))
     return parser.parse_args(arguments)
 

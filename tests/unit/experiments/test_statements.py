@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from experiments.figures import draw
-from experiments.kinds.goodput import LEAST
+from experiments.kinds.goodput import LEAD, LEAST
 from experiments.result import Cell, Curve, Findings, Made, Result, load
 from experiments.run import RESULTS, find, load_experiment
 from experiments.setting import reduced
@@ -33,6 +33,14 @@ def lead_of(findings: Findings, name: str, case: str) -> list[Cell]:
 def test_a_fleet_leads_where_it_should(case):
     (least,) = lead_of(find(small_crossover(case)), LEAST, case)
     assert least.ours > 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_lead_is_more_than_what_seeds_make_of_it(case):
+    kept = load(RESULTS / "crossover.json").findings
+    (lead,), (least,) = lead_of(kept, LEAD, case), lead_of(kept, LEAST, case)
+    assert least.ours > 0
+    assert lead.ours > 5 * lead.deviation
 
 
 def test_switching_roles_shortens_answers_that_wait_for_few_decoders():

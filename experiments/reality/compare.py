@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
@@ -67,7 +68,7 @@ def compare(run: Mapping[str, Any], profile: Profile) -> dict[str, Any]:
     """Means of what was measured in a run and of what is simulated for it; its first request warmed caches up."""
     served = simulate_run(run, profile)[1:]
     sent = run["requests"][1:]
-    row = {key: run[key] for key in ("topology", "rate", "foreign_share")}
+    row = {key: run[key] for key in ("topology", "rate", "foreign_share", "client_s")}
     row["quiet"] = run["foreign_share"] <= QUIET
     for name in ("ttft", "tpot"):
         measured = fmean(each[f"{name}_s"] for each in sent)
@@ -78,11 +79,18 @@ def compare(run: Mapping[str, Any], profile: Profile) -> dict[str, Any]:
 
 
 def simulate_run(run: Mapping[str, Any], profile: Profile) -> list[Any]:
-    """Simulate the requests of a run at the times at which they were sent."""
+    """Simulate the requests of a run at the times at which they were sent, by a client on the same cores."""
     topology = Topology.parse(run["topology"])
     fleet = Fleet(topology, limits=LIMITS, tier="shm", instances_per_host=topology.size)
+    profile = with_client(profile, topology, run["client_s"])
     requests = [_request(number, each, run["output"], profile) for number, each in enumerate(run["requests"])]
     return list(simulate(fleet, profile, requests).served)
+
+
+def with_client(profile: Profile, topology: Topology, client_s: float) -> Profile:
+    """The profile where a client takes so much processor time of the same cores for each request with images."""
+    beside = profile.overhead.beside_s + client_s / topology.size
+    return replace(profile, overhead=replace(profile.overhead, beside_s=beside))
 
 
 LIMITS = Limits(encode_items=8, prefill_sequences=128, decode_sequences=128, batched_tokens=4096)

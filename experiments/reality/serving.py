@@ -4,6 +4,7 @@
 import base64
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -55,6 +56,19 @@ class Timed:
     tpot_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Benched:
+    """What the benchmark has seen, and used itself.
+
+    Attributes:
+        timed: its requests.
+        client_s: processor time of the benchmark, its start included.
+    """
+
+    timed: list[Timed]
+    client_s: float
+
+
 @contextmanager
 def serving(demo: str, topology: str, logs: Path, port: int) -> Iterator[str]:
     """The base URL of a topology of a demo model, as long as the context is open."""
@@ -97,7 +111,7 @@ def write_dataset(path: Path, requests: Sequence[Request], seed: int | Sequence[
 
 def bench(
     url: str, model: str, folder: Path, dataset: Path, requests: int, output: int, rate: float, seed: int
-) -> list[Timed]:
+) -> Benched:
     """Send a data set with Poisson arrivals by `vllm bench serve`.
 
     Raises:
@@ -125,10 +139,17 @@ def bench(
     command = [*PYTHON, "vllm.entrypoints.cli.main", "bench", "serve", *(f"--{flag}" for flag in flags)]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     environment = {**os.environ, **ENVIRONMENT, "VLLM_PLUGINS": ""}
+    before = _children_s()
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=BENCH_LIMIT_S)
     if done.returncode or not result.exists():
         raise RunError(f"vllm bench serve ended with {done.returncode}: {done.stderr[-2000:]}")
-    return read_result(json.loads(result.read_text()), output)
+    return Benched(read_result(json.loads(result.read_text()), output), _children_s() - before)
+
+
+def _children_s() -> float:
+    """Processor time of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def read_result(found: dict[str, Any], output: int) -> list[Timed]:

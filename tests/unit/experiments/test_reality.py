@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.reality.compare import compare_orders
+from experiments.reality.compare import compare_orders, with_client
 from experiments.reality.foreign import Foreign
 from experiments.reality.serving import RunError, read_result, write_dataset
+from vllm_epd.planner.profile.store import load_profile
 from vllm_epd.planner.workload.requests import Item, Kind, Request
+from vllm_epd.topology import Topology
 
 
 def row(topology: str, measured: float, simulated: float, quiet: bool = True) -> dict[str, object]:
@@ -32,6 +34,13 @@ def test_an_order_is_wrong_only_between_topologies_that_differ():
 
 def test_one_topology_alone_has_no_order():
     assert compare_orders([row("A", 1.0, 1.3), row("B", 1.2, 1.2, quiet=False)]) == []
+
+
+def test_the_time_of_a_client_is_shared_out_over_the_stages_of_its_requests():
+    profile = load_profile("qwen2.5-vl-demo@cpu")
+    for topology, stages in (("EPD", 1), ("1E1PD", 2), ("1E1P1D", 3)):
+        found = with_client(profile, Topology.parse(topology), 0.06)
+        assert found.overhead.beside_s - profile.overhead.beside_s == pytest.approx(0.06 / stages)
 
 
 def test_results_of_the_benchmark_are_times_from_the_first_request():

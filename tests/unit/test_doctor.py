@@ -41,11 +41,20 @@ def run(*arguments, token="", prefix=()):
     return subprocess.run(command, env=environment(token), capture_output=True, text=True, timeout=LIMIT_S)
 
 
+def _take_interrupts():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def listening(place, *arguments, token="", prefix=()):
-    """`vllm-epd doctor --listen` until the context closes; gives the lines it prints first."""
+    """`vllm-epd doctor --listen` until the context closes; gives the lines it prints first.
+
+    It takes Ctrl-C also where these tests run in the background of a shell, which has it ignored.
+    """
     command = [*prefix, *COMMAND, "--listen", place, *arguments]
-    process = subprocess.Popen(command, env=environment(token), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment(token), stdout=subprocess.PIPE, text=True, preexec_fn=_take_interrupts
+    )
     try:
         yield [process.stdout.readline() for _ in range(2)]
         process.send_signal(signal.SIGINT)

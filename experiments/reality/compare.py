@@ -38,6 +38,9 @@ TARGET = 0.2
 ALIKE = 0.05
 """Topologies whose measured means differ by less have no order: runs of one and the same differ by as much."""
 
+LIMITS = Limits(encode_items=8, prefill_sequences=128, decode_sequences=128, batched_tokens=4096)
+"""What vLLM does at once on CPUs by default."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, or simulate again; 1 if a mean is further off than the target, or the order of the topologies is another.
@@ -91,10 +94,6 @@ def with_client(profile: Profile, topology: Topology, client_s: float) -> Profil
     """The profile where a client takes so much processor time of the same cores for each request with images."""
     beside = profile.overhead.beside_s + client_s / topology.size
     return replace(profile, overhead=replace(profile.overhead, beside_s=beside))
-
-
-LIMITS = Limits(encode_items=8, prefill_sequences=128, decode_sequences=128, batched_tokens=4096)
-"""What vLLM does at once on CPUs by default."""
 
 
 def _request(number: int, sent: Mapping[str, Any], output: int, profile: Profile) -> Request:

@@ -10,13 +10,15 @@ from typing import Any
 
 import psutil
 
+from vllm_epd.planner.measure.machine import processor
+
 ROOT = Path(__file__).parents[2]
 
 
 def describe_machine() -> dict[str, Any]:
     """Processor, memory and versions, and how busy the machine is before anything is measured."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_before": round(os.getloadavg()[0], 2),
@@ -33,8 +35,3 @@ def describe_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -130,15 +130,13 @@ class PricedFleet:
         self._running, self._context = self._running + 1, self._context + prompt_tokens
         loop = asyncio.get_running_loop()
         due = loop.time()
-        added = 0.0
         if self._of(Role.PREFILL) != self._of(Role.DECODE):
-            added = self.prices.overhead.step_s
             link, overhead = next(iter(self.prices.links.values())), self.prices.overhead
             brought = transfer_s(link, prompt_tokens * self.prices.memory.kv_per_token)
             due += overhead.router_s + overhead.decode_s + brought
         for index in range(tokens):
             await response.write(_event({"choices": [{"delta": {"content": f"{index} "}}]}))
-            due += decode_s(self.prices.decode, self._running, self._context) + added
+            due += decode_s(self.prices.decode, self._running, self._context)
             if index < tokens - 1:
                 await asyncio.sleep(due - loop.time())
         self._running, self._context = self._running - 1, self._context - prompt_tokens

@@ -185,8 +185,7 @@ class EmbeddingStore:
             self._ended[lease] = None
             while len(self._ended) > MAX_ENDED:
                 self._ended.popitem(last=False)
-            self._sweep()
-            return self._unpin(lease_pin(lease))
+        return self.release(lease_pin(lease))
 
     def take(self, key: str, device: torch.device) -> torch.Tensor:
         """A copy of `key` on `device`.

@@ -20,7 +20,7 @@ def this_machine() -> Hardware:
         name, memory_bytes = gpu
         return Hardware(name=name, device="cuda", memory_bytes=memory_bytes, cores=cores)
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Hardware(name=_processor(), device="cpu", memory_bytes=memory_bytes, cores=cores)
+    return Hardware(name=processor(), device="cpu", memory_bytes=memory_bytes, cores=cores)
 
 
 def _gpu() -> tuple[str, int] | None:
@@ -36,7 +36,8 @@ def _gpu() -> tuple[str, int] | None:
     return name.strip(), int(memory) * MIB
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The model of this host's processor, or its architecture where the kernel does not tell."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The simulator against reality: a demo model on this machine, at rates below saturation.
 
-`python -m experiments.reality` starts each topology with `vllm-epd up`, sends it one list of requests at several rates
-by `vllm bench serve`, simulates the very requests at the times at which they were sent, and writes mean TTFT and TPOT
-of both next to each other. `--again FILE` simulates anew what was measured before, without running anything.
+`python -m experiments.reality` starts all topologies with `vllm-epd up`, sends a list of requests at several rates to
+one after the other by `vllm bench serve`, round after round, simulates the very requests at the times at which they
+were sent, on a profile taken at the beginning of the round, and writes mean TTFT and TPOT of both next to each other.
+`--again FILE` simulates anew what was measured before, without running anything.
 """
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,6 +18,7 @@ from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
+from experiments.reality.profiling import profile_file
 from experiments.reality.runs import QUIET, Plan, run_all
 from tests.bench.machine import describe_commit, describe_machine
 from vllm_epd.planner.fleet import Fleet, Limits
@@ -31,7 +33,8 @@ from vllm_epd.topology import Topology
 
 HERE = Path(__file__).parent
 TOPOLOGIES = ("EPD", "1E1PD", "1E1P1D")
-RATES = (1.5, 3.0, 4.5)
+RATES = (1.0, 2.5, 3.5)
+ROUNDS = 2
 TARGET = 0.2
 """How far a simulated mean may be off."""
 
@@ -52,10 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.again is None or options.redo:
         about = {"commit": describe_commit(), "machine": describe_machine(), "demo": options.demo}
         taken = {**about, "runs": _run(options, taken.get("runs", ()), about, console)}
-    profile = load_profile(options.profile)
-    rows = [compare(run, profile) for run in taken["runs"]]
+    folder = (options.again or options.out).parent
+    rows = compare_all(taken["runs"], lambda number: load_profile(options.profile or profile_file(folder, number)))
     orders = compare_orders(rows)
-    told = {"profile": str(options.profile), "simulated_at": describe_commit(), "target": TARGET}
+    told = {"simulated_at": describe_commit(), "target": TARGET}
     _write(options.out, {**taken, **told, "means": rows, "orders": orders, "runs": taken["runs"]})
     _report(rows, orders, console)
     close = all(abs(row[f"{name}_error"]) <= TARGET for row in rows if row["quiet"] for name in ("ttft", "tpot"))
@@ -67,12 +70,31 @@ def _write(path: Path, result: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(result) + "\n")
 
 
-def compare(run: Mapping[str, Any], profile: Profile) -> dict[str, Any]:
-    """Means of what was measured in a run and of what is simulated for it; its first request warmed caches up."""
-    served = simulate_run(run, profile)[1:]
-    sent = run["requests"][1:]
-    row = {key: run[key] for key in ("topology", "rate", "foreign_share", "client_s")}
-    row["quiet"] = run["foreign_share"] <= QUIET
+def compare_all(runs: Sequence[Mapping[str, Any]], profile_of: Callable[[int], Profile]) -> list[dict[str, Any]]:
+    """A row for each rate and topology, over all rounds; where any was quiet, over those that were.
+
+    Each round is simulated on its own profile, that of its number: a machine is faster now than some time ago. The
+    client's processor time for a request is the same wherever that goes: the mean of all runs is taken for it, since
+    what it takes to start varies by as much as all requests of one run take.
+    """
+    client_s = fmean(run["client_s"] for run in runs)
+    kinds: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        kinds.setdefault((run["topology"], run["rate"]), []).append(run)
+    rows = []
+    for (topology, rate), same in kinds.items():
+        quiet = [run for run in same if run["foreign_share"] <= QUIET]
+        judged = quiet or same
+        told = {"quiet": bool(quiet), "foreign_share": max(run["foreign_share"] for run in judged)}
+        rows.append({"topology": topology, "rate": rate, **told, **compare(judged, profile_of, client_s)})
+    return rows
+
+
+def compare(runs: Sequence[Mapping[str, Any]], profile_of: Callable[[int], Profile], client_s: float) -> dict[str, Any]:
+    """Means of what was measured in runs and of what is simulated for them; the first requests warmed caches up."""
+    served = [each for run in runs for each in simulate_run(run, profile_of(run["round"]), client_s)[1:]]
+    sent = [each for run in runs for each in run["requests"][1:]]
+    row: dict[str, Any] = {"runs": len(runs), "client_s": client_s}
     for name in ("ttft", "tpot"):
         measured = fmean(each[f"{name}_s"] for each in sent)
         simulated = fmean(getattr(each, f"{name}_s") for each in served)
@@ -81,11 +103,11 @@ def compare(run: Mapping[str, Any], profile: Profile) -> dict[str, Any]:
     return row
 
 
-def simulate_run(run: Mapping[str, Any], profile: Profile) -> list[Any]:
+def simulate_run(run: Mapping[str, Any], profile: Profile, client_s: float) -> list[Any]:
     """Simulate the requests of a run at the times at which they were sent, by a client on the same cores."""
     topology = Topology.parse(run["topology"])
     fleet = Fleet(topology, limits=LIMITS, tier="shm", instances_per_host=topology.size)
-    profile = with_client(profile, topology, run["client_s"])
+    profile = with_client(profile, topology, client_s)
     requests = [_request(number, each, run["output"], profile) for number, each in enumerate(run["requests"])]
     return list(simulate(fleet, profile, requests).served)
 
@@ -105,7 +127,7 @@ def _request(number: int, sent: Mapping[str, Any], output: int, profile: Profile
 def compare_orders(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Of each rate and mean, the topologies from the best to the worst; those that are alike may change places.
 
-    Only quiet runs are compared, and only rates of which there are two or more: one alone has no order.
+    Only rows of quiet runs are compared, and only rates of which there are two or more: one alone has no order.
     """
     found = []
     rows = [row for row in rows if row["quiet"]]
@@ -136,11 +158,13 @@ def _run(
         demo=options.demo,
         topologies=options.topologies,
         rates=options.rates,
+        rounds=options.rounds,
         requests=requests,
         output=requests[0].output_tokens,
         seed=options.seed,
         port=options.port,
         logs=options.logs,
+        profiles=None if options.profile else options.out.parent,
     )
     return run_all(plan, done, lambda runs: _write(options.out, {**about, "runs": runs}), console)
 
@@ -149,12 +173,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.reality", description=__doc__)
     add = parser.add_argument
     add("--demo", default="qwen2.5-vl", help="family of the demo model")
-    add("--profile", default="qwen2.5-vl-demo@cpu", help="name or file of its profile on this machine")
+    add("--profile", help="name or file of its profile on this machine (default: one taken before each round)")
     add("--workload", type=Path, default=HERE / "workload.yaml", help="sizes of the requests")
     add("--topologies", nargs="+", default=TOPOLOGIES)
     add("--rates", nargs="+", type=float, default=RATES, help="requests a second")
+    add("--rounds", type=int, default=ROUNDS, help="how often each topology is run at each rate")
     add("--seed", type=int, default=0)
-    add("--port", type=int, default=8123)
+    add("--port", type=int, default=8123, help="of the first topology's router; those of the others follow")
     add("--again", type=Path, help="results of which to simulate the runs again")
     add("--redo", action="store_true", help="but do those runs anew in which others used much of the machine")
     add("--out", type=Path, default=HERE / "result.json")
@@ -173,7 +198,7 @@ def _report(rows: Sequence[Mapping[str, Any]], orders: Sequence[Mapping[str, Any
             cells.append(f"{row[f'{name}_error']:+.0%}")
         table.add_row(*cells, f"{row['foreign_share']:.0%}{'' if row['quiet'] else ', not judged'}")
     console.print(table)
-    console.print(f"{sum(row['quiet'] for row in rows)} of {len(rows)} runs were quiet, and are judged")
+    console.print(f"{sum(row['quiet'] for row in rows)} of {len(rows)} rows are of quiet runs, and are judged")
     for order in orders:
         real, told = " < ".join(order["measured"]), " < ".join(order["simulated"])
         sign = "as" if order["same"] else "NOT as"

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One list of requests, sent to topologies that really run."""
+"""Requests sent to topologies that really run, to one after the other in turn.
 
-from collections.abc import Callable, Sequence
+All of them stand from the first run to the last, the others idle while one is asked: what is compared is measured
+within minutes of each other, since a machine does not stay as fast for longer.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from experiments.reality.foreign import Foreign
+from experiments.reality.profiling import profile_file, take_profile
 from experiments.reality.serving import bench, serving, write_dataset
 from vllm_epd.demo import ensure_model
 from vllm_epd.planner.workload.requests import Request
@@ -17,6 +24,7 @@ QUIET = 0.1
 """Of the machine that others may use during a run."""
 
 TRIES = 3
+"""At a run that is not quiet, and at the start of the benchmark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,27 +35,39 @@ class Plan:
         demo: family of the demo model.
         topologies: such as `1E1PD`.
         rates: requests a second.
+        rounds: how often each topology is run at each rate.
         requests: what is sent in each run; the first one is sent by the benchmark's warm-up too.
         output: tokens of output of each.
         seed: of arrivals and contents.
-        port: of the router.
+        port: of the first topology's router; those of the others follow.
         logs: folder for logs and data sets.
+        profiles: folder for a profile of each round, taken at its beginning; None if none is to be taken.
     """
 
     demo: str
     topologies: Sequence[str]
     rates: Sequence[float]
+    rounds: int
     requests: Sequence[Request]
     output: int
     seed: int
     port: int
     logs: Path
+    profiles: Path | None
+
+
+class Key(NamedTuple):
+    """Which run; in the order in which they are done."""
+
+    round: int
+    rate: float
+    topology: str
 
 
 def run_all(
     plan: Plan, done: Sequence[dict[str, Any]], keep: Callable[[list[dict[str, Any]]], None], console: Console
 ) -> list[dict[str, Any]]:
-    """What was sent in each run, when, and what it took.
+    """What was sent in each run, when, and what it took; a profile is taken before the first run of each round.
 
     A run in which others used too much of the machine is done again a few times, with the same arrivals and sizes but
     other pictures and words, since the servers would still know those; the quietest one counts.
@@ -58,41 +78,60 @@ def run_all(
         keep: given all runs so far after each one, since they take minutes.
         console: told of each run.
     """
-    found = {(each["topology"], each["rate"]): each for each in done if each["foreign_share"] <= QUIET}
-    for topology in plan.topologies:
-        if missing := [rate for rate in plan.rates if (topology, rate) not in found]:
-            with serving(plan.demo, topology, plan.logs, plan.port) as url:
-                start_s = _start_s(plan, url)
-                for rate in missing:
-                    found[topology, rate] = _quiet_run(plan, url, topology, rate, start_s, console)
-                    keep(list(found.values()))
-    return [found[topology, rate] for topology in plan.topologies for rate in plan.rates]
+    found = {key_of(each): each for each in done if each["foreign_share"] <= QUIET}
+    keys = [
+        Key(number, rate, topology)
+        for number in range(plan.rounds)
+        for rate in plan.rates
+        for topology in plan.topologies
+    ]
+    if missing := [key for key in keys if key not in found]:
+        with ExitStack() as stack:
+            urls = {
+                topology: stack.enter_context(serving(plan.demo, topology, plan.logs, plan.port + number))
+                for number, topology in enumerate(plan.topologies)
+            }
+            start_s = _start_s(plan, urls[plan.topologies[0]])
+            for key in missing:
+                _profile(plan, key.round, urls, console)
+                found[key] = _quiet_run(plan, urls[key.topology], key, start_s, console)
+                keep(list(found.values()))
+    return [found[key] for key in keys]
 
 
-def _quiet_run(plan: Plan, url: str, topology: str, rate: float, start_s: float, console: Console) -> dict[str, Any]:
+def _profile(plan: Plan, number: int, urls: Mapping[str, str], console: Console) -> None:
+    """Take the profile of a round, unless there is one."""
+    if plan.profiles is not None and not (out := profile_file(plan.profiles, number)).exists():
+        take_profile(plan.demo, urls, out, console)
+
+
+def key_of(run: Mapping[str, Any]) -> Key:
+    """Which run it was."""
+    return Key(run["round"], run["rate"], run["topology"])
+
+
+def _quiet_run(plan: Plan, url: str, key: Key, start_s: float, console: Console) -> dict[str, Any]:
     tries: list[dict[str, Any]] = []
     while len(tries) < TRIES and all(each["foreign_share"] > QUIET for each in tries):
-        number = plan.rates.index(rate)
-        contents = number + len(plan.rates) * len(tries)
-        tries.append(_run(plan, url, topology, rate, plan.seed + number, contents, start_s))
-        console.print(f"{topology} at {rate}/s: others used {tries[-1]['foreign_share']:.1%} of the machine")
+        tries.append(_run(plan, url, key, len(tries), start_s))
+        used = f"{tries[-1]['foreign_share']:.1%}"
+        console.print(f"round {key.round + 1}, {key.topology} at {key.rate:g}/s: others used {used} of the machine")
     return min(tries, key=lambda each: float(each["foreign_share"]))
 
 
 def _start_s(plan: Plan, url: str) -> float:
     """Processor time that the benchmark takes to start, with as many requests to warm up but one to measure."""
-    dataset = plan.logs / "start.jsonl"
+    dataset, folder = plan.logs / "start.jsonl", ensure_model(plan.demo)
     write_dataset(dataset, plan.requests[:1], plan.seed)
-    return bench(url, plan.demo, ensure_model(plan.demo), dataset, 1, plan.output, 1.0, plan.seed).client_s
+    return median(bench(url, plan.demo, folder, dataset, 1, plan.output, 1.0, plan.seed).client_s for _ in range(TRIES))
 
 
-def _run(
-    plan: Plan, url: str, topology: str, rate: float, arrivals: int, contents: int, start_s: float
-) -> dict[str, Any]:
-    folder, dataset = ensure_model(plan.demo), plan.logs / f"{topology}-{rate}.jsonl"
-    write_dataset(dataset, plan.requests, (plan.seed, contents))
+def _run(plan: Plan, url: str, key: Key, tried: int, start_s: float) -> dict[str, Any]:
+    folder, dataset = ensure_model(plan.demo), plan.logs / f"{key.topology}-{key.rate:g}.jsonl"
+    arrivals = plan.seed + key.round * len(plan.rates) + plan.rates.index(key.rate)
+    write_dataset(dataset, plan.requests, (arrivals, tried))
     with Foreign() as foreign:
-        seen = bench(url, plan.demo, folder, dataset, len(plan.requests), plan.output, rate, arrivals)
+        seen = bench(url, plan.demo, folder, dataset, len(plan.requests), plan.output, key.rate, arrivals)
     sent = [
         {
             "at": each.at,
@@ -103,6 +142,11 @@ def _run(
         }
         for request, each in zip(plan.requests, seen.timed, strict=True)
     ]
-    about = {"topology": topology, "rate": rate, "output": plan.output}
     client_s = max(0.0, seen.client_s - start_s) / (len(sent) - 1)
-    return {**about, "foreign_share": foreign.share, "client_s": client_s, "requests": sent}
+    return {
+        **key._asdict(),
+        "output": plan.output,
+        "foreign_share": foreign.share,
+        "client_s": client_s,
+        "requests": sent,
+    }

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
+import uvloop
 from aiohttp import web
 
 from vllm_epd.router import api_routes, middleware, registry_routes, status_routes
@@ -78,7 +79,7 @@ def serve(config: RouterConfig) -> None:
     """
     open_access_log(config.access_log)
     if config.workers == 1:
-        asyncio.run(run_until_signal(create_app(config), config))
+        uvloop.run(run_until_signal(create_app(config), config))
         return
     show_messages()
     try:
@@ -91,7 +92,7 @@ def serve(config: RouterConfig) -> None:
 
 def _serve_together(config: RouterConfig) -> None:
     def serve_one(worker: Worker, parent: int, ready: Callable[[], None]) -> None:
-        asyncio.run(run_as_worker(create_app(config, worker=worker), config, parent, ready))
+        uvloop.run(run_as_worker(create_app(config, worker=worker), config, parent, ready))
 
     Supervisor(config.workers, serve_one).run(lambda: announce(config, config.port))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.reality.compare import compare_orders, with_client
+from experiments.reality.compare import compare_all, compare_orders, with_client
 from experiments.reality.foreign import Foreign
 from experiments.reality.serving import RunError, read_result, write_dataset
 from vllm_epd.planner.profile.store import load_profile
@@ -34,6 +34,28 @@ def test_an_order_is_wrong_only_between_topologies_that_differ():
 
 def test_one_topology_alone_has_no_order():
     assert compare_orders([row("A", 1.0, 1.3), row("B", 1.2, 1.2, quiet=False)]) == []
+
+
+def run(number: int, ttft_s: float, foreign_share: float = 0.0, client_s: float = 0.0) -> dict[str, object]:
+    sent = [{"at": float(at), "prompt_tokens": 300, "images": [], "ttft_s": ttft_s, "tpot_s": 0.002} for at in range(3)]
+    about = {"round": number, "rate": 2.0, "topology": "EPD", "output": 4}
+    return {**about, "foreign_share": foreign_share, "client_s": client_s, "requests": sent}
+
+
+def test_a_row_is_over_the_quiet_rounds_of_a_topology():
+    profile = load_profile("qwen2.5-vl-demo@cpu")
+    [row] = compare_all([run(0, 0.1), run(1, 0.3), run(2, 9.0, foreign_share=0.5)], lambda _: profile)
+    assert row["quiet"]
+    assert row["runs"] == 2
+    assert row["ttft_measured_s"] == pytest.approx(0.2)
+    [row] = compare_all([run(0, 0.1, foreign_share=0.5)], lambda _: profile)
+    assert not row["quiet"]
+
+
+def test_the_client_of_a_row_is_that_of_all_runs():
+    profile = load_profile("qwen2.5-vl-demo@cpu")
+    [row] = compare_all([run(0, 0.1, client_s=0.01), run(1, 0.1, client_s=0.03)], lambda _: profile)
+    assert row["client_s"] == pytest.approx(0.02)
 
 
 def test_the_time_of_a_client_is_shared_out_over_the_stages_of_its_requests():

@@ -27,6 +27,7 @@ def take_profile(model: str, urls: Mapping[str, str], out: Path, console: Consol
     if missing := [each for each in (WHOLE, APART) if each not in urls]:
         raise ConfigError(f"a profile is taken of {WHOLE} and {APART}; without {missing[0]} give one with --profile")
     whole = out.with_suffix(".whole.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         profile_command(Wanted(model, urls[WHOLE], whole), console)
         profile_command(Wanted(model, urls[APART], out, whole=whole), console)

@@ -2,7 +2,10 @@
 """Where the scheduler halves and the agents meet: one book, one line, one way for news."""
 
 import logging
+import math
+import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from vllm_epd.connectors.landing import LandingBook
 from vllm_epd.connectors.link import AgentLink
@@ -10,6 +13,14 @@ from vllm_epd.connectors.metadata import Load, Merge
 from vllm_epd.transfer import wire
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+ANSWER_S = 0.001
+"""How long a scheduler waits for its agents when it looks at a request for the first time.
+
+What is here already, or has only to be reserved, is said to be within less time than an idle engine sleeps.
+"""
 
 OnReserved = Callable[[wire.Reserved | wire.ReserveFailed], None]
 
@@ -23,6 +34,7 @@ class Desk:
         self.book = LandingBook()
         self._asked: dict[int, OnReserved] = {}
         self._unavailable: set[str] = set()
+        self._looked_at: set[str] = set()
 
     def pull(self, handle: wire.EmbeddingHandle, request_id: str) -> None:
         """Have what `handle` names here for a request; once, however many ask."""
@@ -50,9 +62,10 @@ class Desk:
         self._asked.pop(items[0].landing, None)
         self.link.withdraw(items)
 
-    def collect(self, wait_ms: int = 0) -> None:
-        """Enter what the agents have reported; waits for the first word up to `wait_ms`."""
-        for report in self.link.poll(wait_ms):
+    def collect(self, wait_ms: int = 0) -> bool:
+        """Enter what the agents have reported; waits for the first word up to `wait_ms`. Whether there was any."""
+        reports = self.link.poll(wait_ms)
+        for report in reports:
             match report:
                 case wire.Pulled():
                     self.book.landed(report.landing)
@@ -60,6 +73,18 @@ class Desk:
                     self.book.failed(report.landing, report.reason)
                 case _:
                     self._asked.pop(report.landing)(report)
+        return bool(reports)
+
+    def collect_for(self, request_id: str, look: Callable[[], T | None]) -> T | None:
+        """What `look` tells of a request, None while nothing can be told; the first time it is given a moment."""
+        self.collect()
+        found = look()
+        if found is None and request_id not in self._looked_at:
+            self._looked_at.add(request_id)
+            end = time.monotonic() + ANSWER_S
+            while found is None and (left := end - time.monotonic()) > 0 and self.collect(math.ceil(1000 * left)):
+                found = look()
+        return found
 
     def give_up(self, request_id: str, reason: str) -> None:
         """A request cannot be served; the scheduler is told with the next step."""
@@ -86,6 +111,7 @@ class Desk:
     def leave(self, request_id: str) -> None:
         """A request has ended in whatever way: nothing is held here for it any more."""
         self._unavailable.discard(request_id)
+        self._looked_at.discard(request_id)
         self.book.leave(request_id)
         self.send_drops()
 

@@ -2,6 +2,7 @@
 """vLLM's embedding-connector interface, as a thin shell around a scheduler half and a worker half."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -126,12 +127,18 @@ class EPDEmbeddingConnector(ECConnectorBase):
         return self._own_desk.book.is_ready(identifier)
 
     def ensure_cache_available(self, request: "Request", num_computed_tokens: int) -> bool:
-        self._own_desk.collect()
+        look = partial(self._available, request, num_computed_tokens)
+        return bool(self._own_desk.collect_for(request.request_id, look))
+
+    def _available(self, request: "Request", num_computed_tokens: int) -> bool | None:
+        """Whether `request` may be served; None while what it needs is on its way."""
         if self._own_desk.has_given_up(request.request_id):
             return False
         if self._producer is not None and not self._producer.available(request):
-            return False
-        return self._consumer is None or self._consumer.available(request, num_computed_tokens)
+            return None
+        if self._consumer is None or self._consumer.available(request, num_computed_tokens):
+            return True
+        return False if self._own_desk.has_given_up(request.request_id) else None
 
     def take_unavailable_requests(self) -> set[str]:
         return self._own_desk.take_unavailable()

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 
     from vllm_epd.connectors.kv_worker import KVWorkerHalf
 
-ANSWER_MS = 1
-"""How long a scheduler waits for its agent when a request is looked at for the first time."""
-
 
 @dataclass
 class EPDKVConnectorMetadata(KVConnectorMetadata):
@@ -65,7 +63,6 @@ class EPDKVConnector(KVConnectorBase_V1):
         self._consumer: KVConsumerHalf | None = None
         self._desk: Desk | None = None
         self._worker: KVWorkerHalf | None = None
-        self._asked: set[str] = set()
         if role is KVConnectorRole.SCHEDULER:
             addresses = [self._settings.command_address(self._rank, shard) for shard in range(self._shards)]
             desk = self._desk = Desk(AgentLink(addresses, sharded=True))
@@ -122,14 +119,8 @@ class EPDKVConnector(KVConnectorBase_V1):
     # Scheduler side.
 
     def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int | None, bool]:
-        self._own_desk.collect()
-        matched = self._matched(request, num_computed_tokens)
-        if matched is None and request.request_id not in self._asked:
-            # What is here already is said to be within less time than an idle engine sleeps.
-            self._asked.add(request.request_id)
-            self._own_desk.collect(ANSWER_MS)
-            matched = self._matched(request, num_computed_tokens)
-        return matched, False
+        look = partial(self._matched, request, num_computed_tokens)
+        return self._own_desk.collect_for(request.request_id, look), False
 
     def _matched(self, request: "Request", num_computed_tokens: int) -> int | None:
         if self._producer is not None:
@@ -149,7 +140,6 @@ class EPDKVConnector(KVConnectorBase_V1):
         return EPDKVConnectorMetadata(KVStep(loads=self._consumer.step_loads()))
 
     def request_finished(self, request: "Request", block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
-        self._asked.discard(request.request_id)
         if self._producer is not None:
             return False, self._producer.finish(request)
         assert self._consumer is not None

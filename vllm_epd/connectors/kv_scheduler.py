@@ -95,6 +95,7 @@ class KVProducerHalf:
         outgoing = self._outgoing.pop(request.request_id, None)
         if outgoing is None:
             return None
+        self._desk.leave(request.request_id)
         if request.status.name in SERVED and not outgoing.lost and outgoing.saved == len(outgoing.chunks):
             sampled = request.output_token_ids
             return outgoing.remote.answer(int(sampled[0]) if sampled else None)

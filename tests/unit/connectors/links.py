@@ -9,7 +9,7 @@ from vllm_epd.transfer import wire
 
 
 class FakeLink:
-    """Records commands; the test says what is reported."""
+    """Records commands; the test says what is reported: `reports` at once, one of `late` to each who waits."""
 
     def __init__(self) -> None:
         self.pulled: list[tuple[int, str]] = []
@@ -20,6 +20,8 @@ class FakeLink:
         self.dropped: list[Drop] = []
         self.forgotten: list[str] = []
         self.reports: list[Any] = []
+        self.late: list[Any] = []
+        self.waits: list[int] = []
 
     def pull(self, landing: int, handle: wire.EmbeddingHandle) -> None:
         self.pulled.append((landing, handle.key))
@@ -41,5 +43,8 @@ class FakeLink:
         self.forgotten.append(transfer)
 
     def poll(self, wait_ms: int = 0) -> list[Any]:
+        self.waits.append(wait_ms)
+        if wait_ms and not self.reports and self.late:
+            return [self.late.pop(0)]
         reports, self.reports = self.reports, []
         return reports

@@ -90,7 +90,9 @@ LAYERS = (
         "service",
         ("router", "controller", "launch"),
         _words("words config pure"),
-        _words("numpy msgspec omegaconf aiohttp blake3 httptools multidict yarl prometheus_client opentelemetry rich"),
+        _words(
+            "numpy msgspec omegaconf aiohttp blake3 httptools uvloop multidict yarl prometheus_client opentelemetry rich"
+        ),
     ),
     Layer(
         "vllm",

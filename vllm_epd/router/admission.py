@@ -46,12 +46,12 @@ class StageQueue:
         """Requests that wait."""
         return sum(len(queue) for queue in self._queues.values())
 
-    def check(self, group: Hashable, ticket: Ticket, limit: float | None) -> None:
+    def check(self, group: Hashable, ticket: Callable[[], Ticket], limit: float | None) -> None:
         """Refuse a request that would have to wait here and could not, or not to any purpose.
 
         Args:
             group: whose queue it would join.
-            ticket: what is known of it.
+            ticket: gives what is known of it, where that matters.
             limit: when it must be answered, by the clock; None if that is of no matter.
 
         Raises:
@@ -59,7 +59,7 @@ class StageQueue:
             TooLateError: those before it are likely to take until `limit`.
         """
         if group in self._queues:
-            self._check(ticket, limit)
+            self._check(ticket(), limit)
 
     def _check(self, ticket: Ticket, limit: float | None) -> None:
         if (waiting := self.waiting) >= self._capacity:
@@ -73,6 +73,10 @@ class StageQueue:
                 f"the time limit of the request ends before {self.stage} would begin: about {wait_s:.1f} s to wait",
                 retry_after_s=retry_after_s(wait_s),
             )
+
+    def passes(self, group: Hashable, attempt: Callable[[], bool]) -> bool:
+        """Whether nobody of the group waits, and `attempt` succeeds, so that a request need not `enter`."""
+        return group not in self._queues and attempt()
 
     async def enter(
         self, group: Hashable, ticket: Ticket, attempt: Callable[[], bool], until: float, limit: float | None = None
@@ -92,7 +96,7 @@ class StageQueue:
             TimeoutError: `until` is over.
         """
         began = self._clock()
-        if group not in self._queues and attempt():
+        if self.passes(group, attempt):
             return
         self._check(ticket, limit)
         end = until if limit is None else min(until, limit)

@@ -43,7 +43,9 @@ class Timeouts:
 
     def of(self, stage: Role) -> float:
         """The limit for a whole answer of `stage`."""
-        return {Role.ENCODE: self.encode_s, Role.PREFILL: self.prefill_s, Role.DECODE: self.decode_s}[stage]
+        if stage is Role.ENCODE:
+            return self.encode_s
+        return self.prefill_s if stage is Role.PREFILL else self.decode_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ FIRST_GUESS: Mapping[str, float] = {
     "video": 10 * VIDEO_TOKENS_PER_S,
 }
 
+_MODALITY = {key: next(each for each in FIRST_GUESS if each in key) for key in MEDIA_KEYS.values()}
+
 #: Characters of base64 that are looked at, and those of a JPEG, which may have as much before its size.
 _HEAD = 256
 _JPEG_HEAD = 2**17
@@ -83,7 +85,7 @@ def inline_size(part: JsonObject, inline: Inline = NOTHING) -> tuple[int, int] |
 def modality_of(part: JsonObject) -> str:
     """`image`, `audio` or `video`."""
     key = MEDIA_KEYS.get(part.get("type", "")) or next(key for key in MEDIA_KEYS.values() if key in part)
-    return next(modality for modality in FIRST_GUESS if modality in key)
+    return _MODALITY[key]
 
 
 def metadata_tokens(metadata: JsonObject) -> int | None:

@@ -7,8 +7,8 @@ pieces go out again. Only what is the same byte for byte inside and outside of J
 stays where it is.
 """
 
+import os
 import re
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -132,7 +132,7 @@ class Cutter:
         if sum(map(len, pieces)) < SHORTEST:
             self._put_back(pieces)
             return
-        self._mark = self._mark or secrets.token_hex(_MARK_BYTES)
+        self._mark = self._mark or os.urandom(_MARK_BYTES).hex()
         self._text += f"{self._mark}{len(self._cut):0{_NUMBER_DIGITS}x}".encode()
         self._cut.append(pieces)
         self._end()

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the router counts, for Prometheus. Labels take few values: none of them is a client's to choose."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 
+from vllm_epd.router.distribution import Distribution, Distributions
 from vllm_epd.router.instances import Instance
 from vllm_epd.router.record import Record
 from vllm_epd.router.timeline import QUEUE, Span
@@ -40,18 +40,18 @@ class Metrics:
             "time_to_first_token_seconds",
             "Time from the arrival of a request to the first event of its stream; whole answers are not counted.",
             _TTFT_S,
-        )
+        ).labelled()
         self._e2e = self._histogram(
             "e2e_request_latency_seconds",
             "Time from the arrival of a request to the end of its answer, of those that were answered in full.",
             _E2E_S,
-        )
+        ).labelled()
         self._tpot = self._histogram(
             "request_time_per_output_token_seconds",
             "Mean time of a token after the first, for each stream whose tokens the router follows: those that another"
             " instance could go on with.",
             _TPOT_S,
-        )
+        ).labelled()
         self._spans = self._span_histograms()
         self._attained = self._counter(
             "slo_requests",
@@ -69,7 +69,7 @@ class Metrics:
             "slo",
             "stage",
         )
-        self._shares = {span: shares.labels(_TTFT, span) for span in Span}
+        self._shares = {span: shares.labelled(_TTFT, span) for span in Span}
         self._misses = self._counter(
             "slo_misses",
             "Streams that missed their target for the first token, by the part of their way that took most of their"
@@ -115,11 +115,13 @@ class Metrics:
             "instance",
         )
 
-    @contextmanager
-    def in_flight(self) -> Iterator[None]:
-        """Count one request for the length of a `with` block."""
-        with self._in_flight.track_inprogress():
-            yield
+    def came(self) -> None:
+        """Count a request as one that is being served, until it `went`."""
+        self._in_flight.inc()
+
+    def went(self) -> None:
+        """One is not any more."""
+        self._in_flight.dec()
 
     def answered(self, route: str, status: int) -> None:
         """Count an answer; 499 stands for a client that went away."""
@@ -208,7 +210,7 @@ class Metrics:
             elif not each.breaker.allows:
                 self._out_of_service.labels(each.name, "breaker").set(1)
 
-    def _span_histograms(self) -> Mapping[Span, Histogram]:
+    def _span_histograms(self) -> Mapping[Span, Distribution]:
         """Where the time in each span is counted."""
         spent = self._histogram(
             "stage_seconds",
@@ -223,8 +225,8 @@ class Metrics:
             _STAGE_S,
             "stage",
         )
-        queues = {span: waited.labels(stage.value) for stage, span in QUEUE.items()}
-        return {span: queues.get(span) or spent.labels(span) for span in Span}
+        queues = {span: waited.labelled(stage.value) for stage, span in QUEUE.items()}
+        return {span: queues.get(span) or spent.labelled(span) for span in Span}
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(_PREFIX + name, help_text, labels, registry=self._collected)
@@ -232,5 +234,7 @@ class Metrics:
     def _gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
         return Gauge(_PREFIX + name, help_text, labels, registry=self._collected)
 
-    def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(_PREFIX + name, help_text, labels, buckets=buckets, registry=self._collected)
+    def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...], *labels: str) -> Distributions:
+        found = Distributions(_PREFIX + name, help_text, buckets, labels)
+        self._collected.register(found)
+        return found

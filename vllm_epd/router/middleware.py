@@ -4,9 +4,7 @@
 import asyncio
 import hmac
 import logging
-import uuid
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
 
 from aiohttp import web
 
@@ -14,6 +12,7 @@ from vllm_epd.errors import RequestError
 from vllm_epd.router import access, jsonio
 from vllm_epd.router.failures import UnauthorizedError, error_object, error_response
 from vllm_epd.router.keys import SERVICES
+from vllm_epd.router.names import fresh_name
 from vllm_epd.router.pipeline import log_failure
 from vllm_epd.router.record import CLIENT_GONE, RECORD, REQUEST_ID_HEADER, Record
 from vllm_epd.router.timeline import Timeline, server_timing
@@ -30,7 +29,7 @@ _TYPES = {404: "NotFoundError", 405: "MethodNotAllowedError", 413: "RequestTooLa
 @web.middleware
 async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Keep the client's request id, or make one; what is noted of the request begins here."""
-    found = request.headers.get(REQUEST_ID_HEADER) or uuid.uuid4().hex
+    found = request.headers.get(REQUEST_ID_HEADER) or fresh_name()
     RECORD.set(Record(found, Timeline(request.app[SERVICES].scheduling.clock)))
     return await handler(request)
 
@@ -51,18 +50,21 @@ async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
     route = resource.canonical if resource is not None else "other"
     status = CLIENT_GONE
     polls = request.path.startswith(_OWN)  # instances wait for each other all the time; that is no load
-    with nullcontext() if polls else metrics.in_flight():
-        try:
-            response = await handler(request)
-            status = response.status
-        except (asyncio.CancelledError, ConnectionResetError):
-            logger.info("request %s: the client went away", record.request_id)
-            raise
-        finally:
-            metrics.answered(route, status)
-            if record.api is not None:
-                metrics.ended(record, status)
-                access.write(record, status)
+    if not polls:
+        metrics.came()
+    try:
+        response = await handler(request)
+        status = response.status
+    except (asyncio.CancelledError, ConnectionResetError):
+        logger.info("request %s: the client went away", record.request_id)
+        raise
+    finally:
+        metrics.answered(route, status)
+        if record.api is not None:
+            metrics.ended(record, status)
+            access.write(record, status)
+        if not polls:
+            metrics.went()
     return response
 
 

@@ -2,7 +2,7 @@
 """Which instances serve one request: a pure function of who is there and what the request needs."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_epd.errors import NoInstanceError
 from vllm_epd.router.failures import UnknownModelError
@@ -42,6 +42,10 @@ class Route:
             encodes_apart=has_media and not roles.encode,
             raw_media=has_media and roles.encode,
         )
+
+    def by(self, prefill: Instance) -> "Route":
+        """The same way with another prefill instance, or with that of before."""
+        return self if prefill is self.prefill else replace(self, prefill=prefill)
 
     @property
     def group(self) -> Fingerprint:

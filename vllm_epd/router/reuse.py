@@ -4,6 +4,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -21,7 +22,7 @@ from vllm_epd.types import Fingerprint
 def circumstances(request: ClientRequest, group: Fingerprint) -> bytes:
     """What the embeddings of a request depend on besides their data: model, salt, options and instances."""
     options = fields.select(request.api.rules, request.body, Dest.ALL, Dest.MEDIA)
-    return _canonical([options, group.to_mapping()])
+    return _canonical(options) + _of_group(group)
 
 
 def digest(data: InlineData, circumstances: bytes) -> str:
@@ -82,6 +83,11 @@ class Directory:
         """Drop what turned out not to be held any more, unless it has been made anew since."""
         if self._known.get(digest) is known:
             del self._known[digest]
+
+
+@lru_cache
+def _of_group(group: Fingerprint) -> bytes:
+    return _canonical(group.to_mapping())
 
 
 def _canonical(value: Any) -> bytes:

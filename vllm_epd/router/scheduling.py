@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all requests of a router share about whose turn it is, and where. No I/O; the clock is given."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from vllm_epd.router.admission import StageQueue
@@ -75,11 +74,8 @@ class Scheduling:
 
         registry.watch(changed)
 
-    @contextmanager
-    def timed(self, stage: Role, work: float) -> Iterator[None]:
-        """Learn from a `with` block that does so much work how long a stage takes; not if it fails."""
-        began = self.clock()
-        yield
+    def took(self, stage: Role, work: float, began: float) -> None:
+        """Learn from so much work, begun at `began` by the clock and done now, how long a stage takes."""
         self.paces[stage].note(work, self.clock() - began)
 
     def seat_freed(self) -> None:

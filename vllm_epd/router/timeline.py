@@ -23,6 +23,8 @@ class Span(StrEnum):
     BACKOFF = "backoff"
 
 
+_SPANS = tuple(Span)
+
 #: Where the time goes that a request waits for a stage.
 QUEUE: Mapping[Role, Span] = {role: Span(f"{role.value}_queue") for role in Role}
 
@@ -65,7 +67,7 @@ class Timeline:
     def seconds(self) -> dict[Span, float]:
         """The time in each span that was entered, up to now for those that are not over."""
         now, spent = self._clock(), self._spent
-        return {span: spent[span].until(now) for span in Span if span in spent}
+        return {span: spent[span].until(now) for span in _SPANS if span in spent}
 
     def is_open(self, span: Span) -> bool:
         """Whether the request is in `span`."""

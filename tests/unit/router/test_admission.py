@@ -186,9 +186,9 @@ async def test_who_cannot_be_in_time_is_refused_before_it_waits():
         await room.enter("late", limit=19.0)
     assert (caught.value.status, caught.value.retry_after_s) == (503, 15)
     with pytest.raises(TooLateError):
-        room.queue.check(FINGERPRINT, Ticket(room.now, service_s=2.0), limit=21.0)
-    room.queue.check(FINGERPRINT, Ticket(room.now), limit=21.0)
-    room.queue.check(OTHER, Ticket(room.now), limit=5.0)  # nobody waits for these
+        room.queue.check(FINGERPRINT, lambda: Ticket(room.now, service_s=2.0), limit=21.0)
+    room.queue.check(FINGERPRINT, lambda: Ticket(room.now), limit=21.0)
+    room.queue.check(OTHER, lambda: Ticket(room.now), limit=5.0)  # nobody waits for these
     await room.free(3)
     await asyncio.gather(*tasks)
 
@@ -199,9 +199,9 @@ async def test_only_those_in_front_of_a_request_make_it_late():
     await waiting(room, 2)
     room.now = 10.0
     await room.free(1)  # ten tokens in ten seconds
-    room.queue.check(FINGERPRINT, Ticket(0.0, work=500), limit=11.0)
+    room.queue.check(FINGERPRINT, lambda: Ticket(0.0, work=500), limit=11.0)
     with pytest.raises(TooLateError):
-        room.queue.check(FINGERPRINT, Ticket(0.0, work=2000), limit=1000.0)
+        room.queue.check(FINGERPRINT, lambda: Ticket(0.0, work=2000), limit=1000.0)
     await room.free(1)
     await asyncio.gather(*tasks)
 

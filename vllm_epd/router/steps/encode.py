@@ -41,13 +41,14 @@ class EncodeStep:
 
     async def run(self, ctx: RequestContext) -> None:
         """Settle all parts at once; the first failure cancels the others."""
-        shared, config = ctx.services.encoders, ctx.services.config
+        shared, scheduling = ctx.services.encoders, ctx.services.scheduling
         parts = _cut(ctx, await _distinct(ctx))
-        gate = asyncio.Semaphore(config.fan_out)
+        gate = asyncio.Semaphore(ctx.services.config.fan_out)
         try:
             await room_to_encode(ctx, partial(_admit, ctx, parts))
-            with ctx.services.scheduling.timed(Role.ENCODE, sum(part.cost for part in parts if part.leads)):
-                items = await all_or_cancel(settle(ctx, part, gate) for part in parts)
+            work, began = sum(part.cost for part in parts if part.leads), scheduling.clock()
+            items = await all_or_cancel(settle(ctx, part, gate) for part in parts)
+            scheduling.took(Role.ENCODE, work, began)
             _keep(ctx, parts, items)
         except BaseException:
             ctx.leases.abandon(shared.leases.release)

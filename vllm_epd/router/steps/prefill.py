@@ -37,8 +37,10 @@ class PrefillStep:
         place, decode = await seats_to_prefill(ctx)
         ctx.offer = offer = None if decode is None else _offer(ctx, place, decode)
         samples = offer is not None and not ctx.sent and may_resume(ctx.request, ctx.planned.prefill, offer.decoder)
-        with ctx.services.scheduling.timed(Role.PREFILL, place.ask.work):
-            answer = await _ask(ctx, offer, samples)
+        scheduling = ctx.services.scheduling
+        began = scheduling.clock()
+        answer = await _ask(ctx, offer, samples)
+        scheduling.took(Role.PREFILL, place.ask.work, began)
         if offer is not None:
             place.end()  # otherwise P keeps the KV cache until D has come for it
         ctx.leases.prefilled()

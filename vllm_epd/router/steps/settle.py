@@ -7,7 +7,6 @@ a lease of their own on the embedding; if there is none, one of them leads.
 
 import asyncio
 import logging
-import secrets
 from dataclasses import replace
 
 from vllm_epd.errors import UpstreamError
@@ -19,7 +18,7 @@ from vllm_epd.router.failures import SERVER_ERROR, UnreachableError
 from vllm_epd.router.holds import Leased
 from vllm_epd.router.instances import Instance
 from vllm_epd.router.media import EncodedItem
-from vllm_epd.router.names import offer_name
+from vllm_epd.router.names import fresh_name, offer_name
 from vllm_epd.router.placement import has_room
 from vllm_epd.router.pools import kept, occupied
 from vllm_epd.router.requests import encode_body
@@ -51,7 +50,7 @@ async def settle(ctx: RequestContext, part: Part, gate: asyncio.Semaphore) -> En
 async def _take(ctx: RequestContext, part: Part, known: Known) -> EncodedItem | None:
     """Lease an embedding that was made for another request; None if it cannot be had, for whatever reason."""
     ctx.record.asked(Role.ENCODE, known.holder.name)
-    name = f"{ctx.request_id}-{part.label}:{secrets.token_hex(8)}"
+    name = f"{ctx.request_id}-{part.label}:{fresh_name()}"
     lease = Lease(name, known.lease.key, known.lease.rank, known.lease.nbytes)
     try:
         handle = await ctx.services.encoders.leases.take(known.holder, lease, ctx.request.model, known.item.lora)

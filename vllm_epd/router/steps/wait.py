@@ -2,7 +2,6 @@
 """Wait for a place at the instances of a stage, in the order of its queue, and take it."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from functools import partial
 
 from vllm_epd.errors import NoInstanceError
@@ -67,8 +66,8 @@ def check_in_time(ctx: RequestContext) -> None:
     queues, route = ctx.services.scheduling.queues, ctx.planned
     ctx.time_for(Role.PREFILL)
     if route.encodes_apart and ctx.encoded is None:
-        queues[Role.ENCODE].check(route.group, ticket(ctx, Role.ENCODE), ctx.deadline.limit)
-    queues[Role.PREFILL].check(_way(ctx), ticket(ctx, Role.PREFILL), ctx.deadline.limit)
+        queues[Role.ENCODE].check(route.group, partial(ticket, ctx, Role.ENCODE), ctx.deadline.limit)
+    queues[Role.PREFILL].check(_way(ctx), partial(ticket, ctx, Role.PREFILL), ctx.deadline.limit)
 
 
 def ticket(ctx: RequestContext, stage: Role) -> Ticket:
@@ -133,7 +132,7 @@ def _take_pair(ctx: RequestContext, taken: list[Seat]) -> bool:
     if prefill is None:
         return False
     if prefill.info.kv == EPD:
-        ctx.route = replace(ctx.planned, prefill=prefill)
+        ctx.route = ctx.planned.by(prefill)
         decode = _roomy(ctx.well(Role.DECODE, ctx.peers(Role.DECODE)), _ask(ctx, Role.DECODE))
         if not decode:
             return False
@@ -168,7 +167,7 @@ def _roomy_prefill(ctx: RequestContext, ask: Ask) -> Instance | None:
 
 
 def _sit_to_prefill(ctx: RequestContext, instance: Instance) -> Seat:
-    ctx.route = replace(ctx.planned, prefill=instance)
+    ctx.route = ctx.planned.by(instance)
     names, seen, who = ctx.demand.names(ctx.branch.prompt), ctx.services.scheduling.seen_prompts, holder(instance.info)
     if names:
         ctx.services.metrics.sent_prompt(BLOCK_TOKENS * len(names), BLOCK_TOKENS * seen.blocks(names, who))
@@ -211,10 +210,12 @@ async def _enter(
     step: Span | None = None,
 ) -> None:
     scheduling, patience_s = ctx.services.scheduling, ctx.services.config.timeouts.of(stage)
-    until = scheduling.clock() + patience_s
+    queue = scheduling.queues[stage]
     try:
         with ctx.record.timeline.during(QUEUE[stage], within=step or Span(stage.value)):
-            await scheduling.queues[stage].enter(group, ticket(ctx, stage), attempt, until, ctx.deadline.limit)
+            if not queue.passes(group, attempt):
+                until = scheduling.clock() + patience_s
+                await queue.enter(group, ticket(ctx, stage), attempt, until, ctx.deadline.limit)
     except TimeoutError as error:
         why = why or f"no {stage} instance has had room"
         raise NoInstanceError(f"{why} for {patience_s:g} s", retry_after_s=1) from error

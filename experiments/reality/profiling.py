@@ -13,9 +13,13 @@ WHOLE, APART = "EPD", "1E1P1D"
 """The topologies that a profile is taken of: one tells what steps take, the other what handing over takes."""
 
 
-def profile_file(folder: Path, number: int) -> Path:
-    """Where the profile of a round lies."""
-    return folder / f"profile-{number + 1}.json"
+REPEATS = 3
+"""Of each request: many profiles are taken, and what is compared is a mean over several."""
+
+
+def profile_file(folder: Path, number: int, rate: float) -> Path:
+    """Where the profile of a rate in a round lies."""
+    return folder / f"profile-{number + 1}-{rate:g}.json"
 
 
 def take_profile(model: str, urls: Mapping[str, str], out: Path, console: Console) -> None:
@@ -29,7 +33,7 @@ def take_profile(model: str, urls: Mapping[str, str], out: Path, console: Consol
     whole = out.with_suffix(".whole.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        profile_command(Wanted(model, urls[WHOLE], whole), console)
-        profile_command(Wanted(model, urls[APART], out, whole=whole), console)
+        profile_command(Wanted(model, urls[WHOLE], whole, repeats=REPEATS), console)
+        profile_command(Wanted(model, urls[APART], out, whole=whole, repeats=REPEATS), console)
     finally:
         whole.unlink(missing_ok=True)

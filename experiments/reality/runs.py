@@ -41,7 +41,7 @@ class Plan:
         seed: of arrivals and contents.
         port: of the first topology's router; those of the others follow.
         logs: folder for logs and data sets.
-        profiles: folder for a profile of each round, taken at its beginning; None if none is to be taken.
+        profiles: folder for profiles, one for each rate of each round; None if none is to be taken.
     """
 
     demo: str
@@ -67,7 +67,7 @@ class Key(NamedTuple):
 def run_all(
     plan: Plan, done: Sequence[dict[str, Any]], keep: Callable[[list[dict[str, Any]]], None], console: Console
 ) -> list[dict[str, Any]]:
-    """What was sent in each run, when, and what it took; a profile is taken before the first run of each round.
+    """What was sent in each run, when, and what it took; a profile is taken before the first run of each rate.
 
     A run in which others used too much of the machine is done again a few times, with the same arrivals and sizes but
     other pictures and words, since the servers would still know those; the quietest one counts.
@@ -93,15 +93,15 @@ def run_all(
             }
             start_s = _start_s(plan, urls[plan.topologies[0]])
             for key in missing:
-                _profile(plan, key.round, urls, console)
+                _profile(plan, key, urls, console)
                 found[key] = _quiet_run(plan, urls[key.topology], key, start_s, console)
                 keep(list(found.values()))
     return [found[key] for key in keys]
 
 
-def _profile(plan: Plan, number: int, urls: Mapping[str, str], console: Console) -> None:
-    """Take the profile of a round, unless there is one."""
-    if plan.profiles is not None and not (out := profile_file(plan.profiles, number)).exists():
+def _profile(plan: Plan, key: Key, urls: Mapping[str, str], console: Console) -> None:
+    """Take the profile for a rate of a round, unless there is one."""
+    if plan.profiles is not None and not (out := profile_file(plan.profiles, key.round, key.rate)).exists():
         take_profile(plan.demo, urls, out, console)
 
 

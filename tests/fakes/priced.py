@@ -43,6 +43,7 @@ class PricedFleet:
         prices: what everything takes.
         folder: of the model, which its cards name.
         groups: such as `("E", "P", "D")`.
+        asked: the contents of all requests.
     """
 
     prices: Profile
@@ -50,6 +51,7 @@ class PricedFleet:
     groups: tuple[str, ...]
     url: str = ""
     counted: dict[str, Counter[str]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
     _servers: list[TestServer] = field(default_factory=list)
     _instances: dict[str, str] = field(default_factory=dict)
     _running: int = 0
@@ -111,6 +113,7 @@ class PricedFleet:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         [message] = body["messages"]
+        self.asked.append(str(message["content"]))
         items = [
             Item(Kind.IMAGE, *_png_size(part["image_url"]["url"]))
             for part in message["content"]

@@ -16,7 +16,8 @@ from vllm_epd.topology import Topology
 
 def row(topology: str, measured: float, simulated: float, quiet: bool = True) -> dict[str, object]:
     both = {"ttft_measured_s": measured, "ttft_simulated_s": simulated, "tpot_measured_s": 1.0, "tpot_simulated_s": 1.0}
-    return {"topology": topology, "rate": 2.0, "quiet": quiet, **both}
+    rounds = {"ttft_rounds_s": {0: measured, 1: measured}, "tpot_rounds_s": {0: 1.0, 1: 1.0}}
+    return {"topology": topology, "rate": 2.0, "quiet": quiet, **both, **rounds}
 
 
 def test_an_order_is_wrong_only_between_topologies_that_differ():
@@ -30,6 +31,13 @@ def test_an_order_is_wrong_only_between_topologies_that_differ():
     assert ttft["wrong"] == [("A", "B")]
     [ttft, _] = compare_orders([row("A", 1.0, 1.3), row("B", 1.2, 1.2), row("C", 1.1, 1.0, quiet=False)])
     assert ttft["measured"] == ["A", "B"]
+
+
+def test_an_order_that_not_every_round_has_is_none():
+    one, other = row("A", 1.0, 1.3), row("B", 1.2, 1.2)
+    one["ttft_rounds_s"], other["ttft_rounds_s"] = {0: 0.8, 1: 1.2}, {0: 1.25, 1: 1.15}
+    [ttft, _] = compare_orders([one, other])
+    assert ttft["same"]
 
 
 def test_one_topology_alone_has_no_order():

@@ -47,7 +47,9 @@ def add_profile(commands: Any, run: Any) -> None:
     add("--tier", metavar="NAME", help="of the links between the instances (default: shm on CPUs, otherwise cuda_ipc)")
     add("--whole", metavar="FILE", type=Path, help="profile of the same model where one instance prefills and decodes")
     add("--repeats", metavar="N", type=int, help="of each request (default: 7)")
-    add("--seed", metavar="N", type=int, help="of what is sent (default: 0)")
+    add(
+        "--seed", metavar="N", type=int, help="of what is sent (default: new each time, unknown to the servers' caches)"
+    )
     parser.set_defaults(run=run)
 
 

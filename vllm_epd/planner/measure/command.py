@@ -48,7 +48,7 @@ class Wanted:
         tier: name of the links between the instances.
         whole: a profile of the same model where one instance prefills and decodes.
         repeats: of each request.
-        seed: of what is sent.
+        seed: of what is sent, so that the same is sent again, which a server may still know; None for what is new.
     """
 
     model: str
@@ -58,7 +58,7 @@ class Wanted:
     tier: str | None = None
     whole: Path | None = None
     repeats: int = 7
-    seed: int = 0
+    seed: int | None = None
 
 
 def profile_command(wanted: Wanted, console: Console) -> int:
@@ -153,6 +153,6 @@ def _profile(wanted: Wanted, target: Target, architecture: Architecture, costs: 
         fit=costs.fit,
         notes=(
             f"{requests} rounds of requests to {asked} over its API, {datetime.now(UTC):%Y-%m-%d},"
-            f" repeats {wanted.repeats}, seed {wanted.seed}"
+            f" repeats {wanted.repeats}" + ("" if wanted.seed is None else f", seed {wanted.seed}")
         ),
     )

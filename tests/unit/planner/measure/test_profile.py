@@ -93,6 +93,17 @@ async def test_the_prices_of_a_fleet_are_found(folder: Path, groups: tuple[str, 
         assert found.links["shm"].bytes_per_s == pytest.approx(5e8, rel=0.02)
 
 
+async def test_a_second_profile_asks_for_nothing_that_the_fleet_may_still_know(folder: Path):
+    fleet = PricedFleet(PRICES, str(folder), ("EPD",))
+    await fleet.start()
+    try:
+        for _ in range(2):
+            await measure_profile(Wanted(MODEL, fleet.url, folder / "out.json", repeats=1), Console(quiet=True))
+    finally:
+        await fleet.stop()
+    assert len(fleet.asked) == len(set(fleet.asked))
+
+
 def test_the_memory_of_a_model_is_read_from_its_files(folder: Path):
     memory = read_architecture(folder).memory(reserved=0, max_context=4096)
     assert (memory.encoder, memory.language) == (16, 32)

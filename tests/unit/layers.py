@@ -91,7 +91,8 @@ LAYERS = (
         ("router", "controller", "launch"),
         _words("words config pure"),
         _words(
-            "numpy msgspec omegaconf aiohttp blake3 httptools uvloop multidict yarl prometheus_client opentelemetry rich"
+            "numpy msgspec omegaconf aiohttp blake3 httptools uvloop multidict yarl prometheus_client opentelemetry"
+            " rich"
         ),
     ),
     Layer(

@@ -44,7 +44,6 @@ ALIKE = 0.05
 LIMITS = Limits(encode_items=8, prefill_sequences=128, decode_sequences=128, batched_tokens=4096)
 """What vLLM does at once on CPUs by default."""
 
-
 ProfileOf = Callable[[Mapping[str, Any]], Profile]
 """The profile on which to simulate a run."""
 

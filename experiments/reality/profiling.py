@@ -12,7 +12,6 @@ from vllm_epd.planner.measure.command import Wanted, profile_command
 WHOLE, APART = "EPD", "1E1P1D"
 """The topologies that a profile is taken of: one tells what steps take, the other what handing over takes."""
 
-
 REPEATS = 3
 """Of each request: many profiles are taken, and what is compared is a mean over several."""
 

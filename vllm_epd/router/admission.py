@@ -74,18 +74,19 @@ class StageQueue:
                 retry_after_s=retry_after_s(wait_s),
             )
 
-    def passes(self, group: Hashable, attempt: Callable[[], bool]) -> bool:
-        """Whether nobody of the group waits, and `attempt` succeeds, so that a request need not `enter`."""
-        return group not in self._queues and attempt()
-
     async def enter(
-        self, group: Hashable, ticket: Ticket, attempt: Callable[[], bool], until: float, limit: float | None = None
+        self,
+        group: Hashable,
+        ticket: Callable[[], Ticket],
+        attempt: Callable[[], bool],
+        until: float,
+        limit: float | None = None,
     ) -> None:
         """Return once `attempt` has succeeded, which is tried whenever `wake` says that things have changed.
 
         Args:
             group: requests of the same group wait for the same instances.
-            ticket: what decides about its place in the queue.
+            ticket: gives what decides about its place in the queue, where it has to wait.
             attempt: takes what the request needs, if it is there.
             until: how long to wait, by the clock.
             limit: when the request must be answered.
@@ -96,13 +97,14 @@ class StageQueue:
             TimeoutError: `until` is over.
         """
         began = self._clock()
-        if self.passes(group, attempt):
+        if group not in self._queues and attempt():
             return
-        self._check(ticket, limit)
+        known = ticket()
+        self._check(known, limit)
         end = until if limit is None else min(until, limit)
         try:
             async with asyncio.timeout(max(0.0, end - began)):
-                await self._wait(group, ticket, attempt)
+                await self._wait(group, known, attempt)
         except TimeoutError:
             if end == until:
                 raise

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Histograms for Prometheus, for one thread: the library's lock for others, and look at one bound after the other."""
+"""Histograms for Prometheus, for one thread: without the library's lock, and its look at one bound after the other."""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence

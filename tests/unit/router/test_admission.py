@@ -37,7 +37,7 @@ class Room:
 
     def enter(self, name, size=1, group=FINGERPRINT, timeout_s=20.0, limit=None, work=1.0):
         ticket, until = Ticket(self.now, work), self.now + timeout_s
-        return asyncio.create_task(self.queue.enter(group, ticket, self.attempt(name, size), until, limit))
+        return asyncio.create_task(self.queue.enter(group, lambda: ticket, self.attempt(name, size), until, limit))
 
     async def free(self, places):
         self.places += places
@@ -129,7 +129,7 @@ async def test_an_attempt_that_fails_fails_its_own_request():
             raise NoInstanceError("no encoder")
         return False
 
-    failing = asyncio.create_task(room.queue.enter(FINGERPRINT, Ticket(0.0), fail, 20.0))
+    failing = asyncio.create_task(room.queue.enter(FINGERPRINT, lambda: Ticket(0.0), fail, 20.0))
     await asyncio.sleep(0)
     task = room.enter("a")
     await waiting(room, 2)
@@ -231,9 +231,11 @@ async def test_everyone_gets_in_once_however_many_leave():
 
 async def test_the_front_is_who_is_most_urgent_now():
     room = Room(order=slack)
-    late = asyncio.create_task(room.queue.enter(FINGERPRINT, Ticket(0.0, due=3.0), room.attempt("late"), 99.0))
+    late = asyncio.create_task(room.queue.enter(FINGERPRINT, lambda: Ticket(0.0, due=3.0), room.attempt("late"), 99.0))
     await waiting(room, 1)
-    other = asyncio.create_task(room.queue.enter(FINGERPRINT, Ticket(0.0, due=9.0), room.attempt("in time"), 99.0))
+    other = asyncio.create_task(
+        room.queue.enter(FINGERPRINT, lambda: Ticket(0.0, due=9.0), room.attempt("in time"), 99.0)
+    )
     await waiting(room, 2)
     room.queue.wake(FINGERPRINT)
     room.now = 5.0  # between the call to the one in front and its answer

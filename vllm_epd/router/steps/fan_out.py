@@ -98,7 +98,7 @@ def _prompts(ctx: RequestContext) -> Sequence[_Prompt]:
     for branch in ctx.request.branches[ctx.request.n :: ctx.request.n]:
         instance = pick_prefill(replace(ctx, branch=branch), ctx.peers(Role.PREFILL))
         ctx.hold.enter_context(instance.busy(ctx.demand.prompt(branch.prompt)))
-        prompts.append(_Prompt(replace(ctx.planned, prefill=instance)))
+        prompts.append(_Prompt(ctx.planned.by(instance)))
     return prompts
 
 

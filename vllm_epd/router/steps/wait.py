@@ -210,12 +210,11 @@ async def _enter(
     step: Span | None = None,
 ) -> None:
     scheduling, patience_s = ctx.services.scheduling, ctx.services.config.timeouts.of(stage)
-    queue = scheduling.queues[stage]
+    until = scheduling.clock() + patience_s
     try:
         with ctx.record.timeline.during(QUEUE[stage], within=step or Span(stage.value)):
-            if not queue.passes(group, attempt):
-                until = scheduling.clock() + patience_s
-                await queue.enter(group, ticket(ctx, stage), attempt, until, ctx.deadline.limit)
+            known = partial(ticket, ctx, stage)
+            await scheduling.queues[stage].enter(group, known, attempt, until, ctx.deadline.limit)
     except TimeoutError as error:
         why = why or f"no {stage} instance has had room"
         raise NoInstanceError(f"{why} for {patience_s:g} s", retry_after_s=1) from error

@@ -2,7 +2,8 @@
 """A fleet behind a router, or one server, whose requests take what a list of prices says.
 
 It does not take that time: it counts it in the metrics and headers in which the real ones tell it. Tokens alone come at
-their pace, the second one once another instance has taken over.
+their pace, the second one once another instance has taken over; and prompts of answers of one token take their time, in
+which they and the tokens slow each other down.
 """
 
 import asyncio
@@ -55,6 +56,7 @@ class PricedFleet:
     _servers: list[TestServer] = field(default_factory=list)
     _instances: dict[str, str] = field(default_factory=dict)
     _running: int = 0
+    _prefilling: int = 0
     _context: int = 0
 
     async def start(self) -> None:
@@ -121,6 +123,8 @@ class PricedFleet:
         ]
         words = len(message["content"][-1]["text"].split())
         spans, prompt_tokens = self._count(items, words, body["max_tokens"])
+        if body["max_tokens"] == 1:
+            await self._prefill(prompt_tokens)
         header = ", ".join(f"{name};dur={1000 * seconds:.4f}" for name, seconds in spans.items())
         response = web.StreamResponse(headers={"Server-Timing": header, "Content-Type": "text/event-stream"})
         await response.prepare(request)
@@ -128,6 +132,16 @@ class PricedFleet:
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": body["max_tokens"]}
         await response.write(_event({"choices": [], "usage": usage}))
         return response
+
+    async def _prefill(self, tokens: int) -> None:
+        self._prefilling += 1
+        await asyncio.sleep(
+            prefill_s(self.prices.prefill, tokens, prefill_pairs(tokens, 0)) * self._slower(self._running)
+        )
+        self._prefilling -= 1
+
+    def _slower(self, others: int) -> float:
+        return 1 + self.prices.overhead.contention * bool(others)
 
     async def _generate(self, response: web.StreamResponse, tokens: int, prompt_tokens: int) -> None:
         self._running, self._context = self._running + 1, self._context + prompt_tokens
@@ -139,7 +153,7 @@ class PricedFleet:
             due += overhead.router_s + overhead.decode_s + brought
         for index in range(tokens):
             await response.write(_event({"choices": [{"delta": {"content": f"{index} "}}]}))
-            due += decode_s(self.prices.decode, self._running, self._context)
+            due += decode_s(self.prices.decode, self._running, self._context) * self._slower(self._prefilling)
             if index < tokens - 1:
                 await asyncio.sleep(due - loop.time())
         self._running, self._context = self._running - 1, self._context - prompt_tokens
@@ -154,6 +168,8 @@ class PricedFleet:
         encoding = encode_s(prices.encode, sum(i.patches for i in encoded), sum(i.pairs for i in encoded)) * bool(items)
         preparing = sum(preprocess_s(prices.preprocess, item) for item in encoded)
         prefilling = prefill_s(prices.prefill, tokens, prefill_pairs(tokens, 0))
+        if output == 1:
+            prefilling *= self._slower(self._running)
         spans: dict[str, float] = {}
         queue = 0.0
         if self._of(Role.ENCODE) != self._of(Role.PREFILL):
@@ -168,7 +184,8 @@ class PricedFleet:
         spans["prefill" if apart else "decode"] = queue + encoding + prefilling + front
         if apart:
             bringing = transfer_s(link, tokens * prices.memory.kv_per_token)
-            self._enter(Role.DECODE, bringing, front=overhead.decode_s, tokens=output - 1)
+            if output > 1:
+                self._enter(Role.DECODE, bringing, front=overhead.decode_s, tokens=output - 1)
         spans["total"] = sum(spans.values()) + overhead.router_s * len(spans)
         return spans, tokens
 

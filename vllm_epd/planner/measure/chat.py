@@ -2,7 +2,7 @@
 """One request to the OpenAI chat API, timed."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -70,8 +70,10 @@ def chat_body(model: str, shot: Shot, rng: Generator) -> bytes:
     return json.dumps(body).encode()
 
 
-async def ask(session: aiohttp.ClientSession, url: str, body: bytes) -> Answer:
-    """Send a chat request and read all of its stream.
+async def ask(
+    session: aiohttp.ClientSession, url: str, body: bytes, begun: Callable[[], None] = lambda: None
+) -> Answer:
+    """Send a chat request and read all of its stream; `begun` hears of each piece.
 
     Raises:
         ConfigError: it is not answered as it should be.
@@ -91,6 +93,7 @@ async def ask(session: aiohttp.ClientSession, url: str, body: bytes) -> Answer:
                 chunk = json.loads(line[len(b"data: ") :])
                 if any(choice["delta"].get("content") for choice in chunk.get("choices", ())):
                     moments.append(perf_counter())
+                    begun()
                 usage = chunk.get("usage") or usage
     except (aiohttp.ClientError, TimeoutError) as error:
         raise ConfigError(f"{url} does not answer a request of the profile: {error!r}") from error

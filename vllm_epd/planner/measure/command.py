@@ -21,9 +21,9 @@ from vllm_epd.planner.measure.drive import Driver
 from vllm_epd.planner.measure.machine import this_machine
 from vllm_epd.planner.measure.reduce import Costs, reduce
 from vllm_epd.planner.measure.samples import Measured, Sample, Shape
-from vllm_epd.planner.measure.series import Round, rounds
+from vllm_epd.planner.measure.series import Round, contention_rounds, rounds
 from vllm_epd.planner.measure.target import Target, find_target
-from vllm_epd.planner.profile.profile import Profile
+from vllm_epd.planner.profile.profile import Hardware, Profile
 from vllm_epd.planner.profile.store import load_profile, save_profile
 from vllm_epd.types import Role
 
@@ -89,16 +89,18 @@ async def measure_profile(wanted: Wanted, console: Console) -> Profile:
         language = target.of(Role.DECODE)
         architecture = read_architecture(wanted.folder or Path(target.root), language.software.get("dtype"))
         driver = Driver(session, target, np.random.default_rng(wanted.seed))
-        asked = rounds(architecture.media, target.max_context, await _tokens_per_word(driver), wanted.repeats)
+        hardware, shape, per_word = this_machine(), _shape(target), await _tokens_per_word(driver)
+        asked = rounds(architecture.media, target.max_context, per_word, wanted.repeats)
+        if hardware.device == "cpu" and driver.is_here and shape.decode_apart:
+            asked += contention_rounds(target.max_context, per_word, wanted.repeats)
         await _warm_up(driver, asked)
         await driver.learn_readings()
         samples = await _run(driver, asked, console)
-    shape = _shape(target)
     if whole is not None and not shape.decode_apart:
         raise ConfigError(f"{wanted.url} has no decode instance of its own; --whole is for topologies such as 1E1P1D")
     bytes_per_token = architecture.embedding_per_token, architecture.kv_per_token
-    costs = reduce(Measured(samples, architecture.media, shape, *bytes_per_token), whole)
-    return _profile(wanted, target, architecture, costs, len(samples))
+    costs = reduce(Measured(samples, architecture.media, shape, *bytes_per_token), hardware.cores, whole)
+    return _profile(wanted, target, architecture, hardware, costs, len(samples))
 
 
 async def _tokens_per_word(driver: Driver) -> float:
@@ -131,8 +133,9 @@ def _shape(target: Target) -> Shape:
     return Shape(Role.ENCODE not in prefill, Role.DECODE not in prefill, target.routed)
 
 
-def _profile(wanted: Wanted, target: Target, architecture: Architecture, costs: Costs, requests: int) -> Profile:
-    hardware = this_machine()
+def _profile(
+    wanted: Wanted, target: Target, architecture: Architecture, hardware: Hardware, costs: Costs, requests: int
+) -> Profile:
     tier = wanted.tier or ("shm" if hardware.device == "cpu" else "cuda_ipc")
     letters = sorted((server.roles.letters for server in target.servers), key="EPD".index)
     asked = "".join(f"1{each}" for each in letters) + (" behind a router" if target.routed else "")

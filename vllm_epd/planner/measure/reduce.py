@@ -8,6 +8,7 @@ What counts as what:
 - preprocess: what a call with an image takes beyond the engine's time and beyond the same of a call with text;
 - decode: the time between tokens while all requests of a round are generated for;
 - link: what a prefill takes longer where embeddings are brought, and by how much KV caches of more bytes take longer;
+- contention: what steps of two instances take longer at the same time, where they share cores;
 - overhead: what is left.
 """
 
@@ -20,6 +21,7 @@ from msgspec.structs import replace
 
 from vllm_epd.errors import ConfigError
 from vllm_epd.planner.measure.beside import beside_s
+from vllm_epd.planner.measure.contention import contention
 from vllm_epd.planner.measure.links import beside_link_s, reduce_link
 from vllm_epd.planner.measure.overhead import call_s, measure_overhead
 from vllm_epd.planner.measure.samples import LEAST_S, Measured, Sample
@@ -54,11 +56,12 @@ class Costs:
     fit: dict[str, Fit]
 
 
-def reduce(measured: Measured, whole: Profile | None = None) -> Costs:
+def reduce(measured: Measured, cores: int, whole: Profile | None = None) -> Costs:
     """Fit everything.
 
     Args:
         measured: all samples.
+        cores: of the host.
         whole: a profile where one instance prefills and decodes; its decode counts, and what steps take longer here,
             where decode is apart, is told for itself.
 
@@ -75,7 +78,11 @@ def reduce(measured: Measured, whole: Profile | None = None) -> Costs:
         overhead = replace(overhead, decode_s=beside_link_s(measured, decode, overhead, link))
     if whole is not None:
         overhead = replace(overhead, step_s=added_step_s(measured, whole.decode))
-    overhead = replace(overhead, beside_s=beside_s(measured, preprocess, encode, prefill, decode, overhead))
+    overhead = replace(
+        overhead,
+        beside_s=beside_s(measured, preprocess, encode, prefill, decode, overhead),
+        contention=contention(measured, prefill, cores),
+    )
     fits = {
         "tokens": token_fit(measured),
         "preprocess": preprocess_fit,

@@ -22,11 +22,12 @@ class Sample:
 
     Attributes:
         series: what they are part of, such as `text`.
-        shots: that were sent at once.
+        shots: that were sent; at once, or where one goes on meanwhile, the others one after the other.
         answers: to them.
         meters: of the instance of each stage; one instance of several stages is named under each of them.
         router_s: of processor time of the router; 0 without one.
         all_s: of processor time of all processes of the target; None if they are not on this host.
+        client_s: of processor time of whoever sent it.
     """
 
     series: str
@@ -35,10 +36,11 @@ class Sample:
     meters: Mapping[Role, Meters]
     router_s: float = 0.0
     all_s: float | None = None
+    client_s: float = 0.0
 
     @property
     def answer(self) -> Answer:
-        """That to the first request, which is the only one but for series of several at once."""
+        """That to the first request, which is the only one but for series of several."""
         return self.answers[0]
 
     def span(self, role: Role) -> float:

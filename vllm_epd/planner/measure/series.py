@@ -30,6 +30,10 @@ GENERATED = 96
 FEW = 4
 """Tokens of output: where decode is measured, and elsewhere."""
 
+LONG = 384
+CONTENDING = 1024
+"""Tokens of an answer that is generated beside prompts of another instance, and words of these."""
+
 SHARE = 0.85
 """Of a model's context that prompts may take, by what is known beforehand."""
 
@@ -39,8 +43,9 @@ class Round:
     """Requests that are sent at once, so many times.
 
     Attributes:
-        series: `text`, `image`, `images` or `decode`.
-        shots: the requests.
+        series: `text`, `image`, `images` or `decode`; `alone` and `contended` where engines may contend for cores.
+        shots: the requests; of `contended`, one for which tokens are generated, and one that is prefilled meanwhile,
+            again and again.
         repeats: how often.
     """
 
@@ -67,6 +72,16 @@ def rounds(media: Tiled | Native, max_context: int, tokens_per_word: float, repe
         raise ConfigError(f"a context of {max_context} tokens is too short for a profile; serve it with a longer")
     single = tuple(Round(series, (shot,), repeats) for series, shot in found)
     return single + tuple(_decode(room / tokens_per_word, repeats))
+
+
+def contention_rounds(max_context: int, tokens_per_word: float, repeats: int) -> tuple[Round, ...]:
+    """An answer on its own and beside prompts that another instance prefills, as far as the context has room for it."""
+    words = SHARE * max_context / tokens_per_word
+    prompt = Shot(max((each for each in TEXT if each <= min(words, CONTENDING)), default=0))
+    answer = Shot(CONTEXTS[0], (), LONG)
+    if prompt.words == 0 or CONTEXTS[0] * tokens_per_word + LONG > SHARE * max_context:
+        return ()
+    return Round("alone", (answer,), repeats), Round("contended", (answer, prompt), repeats)
 
 
 def _text(words: float) -> Iterator[tuple[str, Shot]]:

@@ -166,6 +166,8 @@ class Overhead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         beside_s: for each stage that is asked, beside what a request waits for; it takes cores from others, where
             they are shared with devices.
         step_s: of a device, for each step that generates where others prefill: what taking over KV caches adds to it.
+        contention: no seconds, but the share by which steps take longer, for each other engine that works on a core of
+            the same host at that time: caches and memory are shared. Where the device is `cpu`.
     """
 
     router_s: float = 0.0
@@ -175,6 +177,7 @@ class Overhead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token_s: float = 0.0
     beside_s: float = 0.0
     step_s: float = 0.0
+    contention: float = 0.0
 
 
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -5,7 +5,7 @@ from vllm_epd.planner.fleet import Fleet
 from vllm_epd.planner.profile.memory import room
 from vllm_epd.planner.profile.profile import Profile
 from vllm_epd.planner.simulate.engine import Finished, Trace
-from vllm_epd.planner.simulate.events import Cores, Device, Events
+from vllm_epd.planner.simulate.events import Cores, Device, EngineOnCores, Events
 from vllm_epd.planner.simulate.host import Host
 from vllm_epd.planner.simulate.instance import Instance
 
@@ -22,8 +22,8 @@ def build(fleet: Fleet, profile: Profile, events: Events, finished: Finished, tr
     for group in fleet.topology.groups:
         for number in range(group.count):
             if len(made) % fleet.instances_per_host == 0:
-                shared = Cores(events, cores)
-            worker = shared if profile.hardware.device == "cpu" else Device(events)
+                shared = Cores(events, cores, profile.overhead.contention)
+            worker = EngineOnCores(shared) if profile.hardware.device == "cpu" else Device(events)
             host = Host(events, shared, worker, fleet.preprocess_workers)
             name = f"{group.roles.letters}{number}"
             made.append(Instance(name, group.roles, rooms[group.roles], fleet, profile, host, finished, trace))

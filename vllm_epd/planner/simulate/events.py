@@ -4,9 +4,10 @@
 Two things do work. A `Device` is one instance's alone and does one thing after the other. `Cores` are shared: with more
 tasks than cores all of them get slower alike (processor sharing): each goes on at the rate
 
-    dv/dt = min(1, cores / sum of the tasks' weights)
+    dv/dt = min(1, cores / sum of the tasks' weights) / (1 + contention * (engines at work on cores - 1))
 
 and `v`, which is the same for all, is the clock of the cores. A task weighs 1, or more where it keeps others busy.
+Engines that work at the same time slow each other down even on cores of their own, by caches and memory.
 """
 
 import heapq
@@ -55,16 +56,18 @@ class Task:
         end: what it will show at its end.
         done: what happens then.
         weight: how many cores it keeps busy, where there are enough.
+        engines: how many engines work on it, one or none.
         over: whether it has ended.
     """
 
-    __slots__ = ("begun", "done", "end", "over", "weight")
+    __slots__ = ("begun", "done", "end", "engines", "over", "weight")
 
-    def __init__(self, begun: float, end: float, done: Action, weight: float) -> None:
+    def __init__(self, begun: float, end: float, done: Action, weight: float, engines: int = 0) -> None:
         self.begun = begun
         self.end = end
         self.done = done
         self.weight = weight
+        self.engines = engines
         self.over = False
 
     def finish(self) -> None:
@@ -115,11 +118,26 @@ class Device:
 class Cores:
     """So many cores for any number of tasks; their clock runs as fast as each task gets on."""
 
-    __slots__ = ("_clock", "_count", "_due", "_events", "_looked", "_numbers", "_queue", "_rate", "_running", "_weight")
+    __slots__ = (
+        "_clock",
+        "_contention",
+        "_count",
+        "_due",
+        "_engines",
+        "_events",
+        "_looked",
+        "_numbers",
+        "_queue",
+        "_rate",
+        "_running",
+        "_weight",
+    )
 
-    def __init__(self, events: Events, cores: int) -> None:
+    def __init__(self, events: Events, cores: int, contention: float = 0.0) -> None:
         self._events = events
         self._count = cores
+        self._contention = contention
+        self._engines = 0
         self._clock = 0.0
         self._looked = 0.0
         self._queue: list[tuple[float, int, Task]] = []
@@ -129,13 +147,13 @@ class Cores:
         self._numbers = count()
         self._due = -1.0
 
-    def start(self, work_s: float, done: Action, weight: float = 1.0) -> Task:
-        """Begin beside whatever is under way."""
+    def start(self, work_s: float, done: Action, weight: float = 1.0, engines: int = 0) -> Task:
+        """Begin beside whatever is under way; a step is the work of one engine, all else of none."""
         self._move_on()
-        task = Task(self._clock, self._clock + work_s, done, weight)
+        task = Task(self._clock, self._clock + work_s, done, weight, engines)
         self._running += 1
         self._push(task)
-        self._share(weight)
+        self._share(weight, engines)
         return task
 
     def progress(self, task: Task) -> float:
@@ -158,10 +176,12 @@ class Cores:
         self._clock += (now - self._looked) * self._rate
         self._looked = now
 
-    def _share(self, weight: float) -> None:
-        """Count a weight that comes, or goes."""
+    def _share(self, weight: float, engines: int) -> None:
+        """Count a weight that comes, or goes, and the engine that works there."""
+        self._engines += engines
         self._weight = self._weight + weight if self._running else 0.0
-        self._rate = min(1.0, self._count / self._weight) if self._running else 1.0
+        others = max(0, min(self._engines, self._count) - 1)
+        self._rate = min(1.0, self._count / self._weight) / (1 + self._contention * others) if self._running else 1.0
         self._wait()
 
     def _wait(self) -> None:
@@ -184,5 +204,20 @@ class Cores:
         end, _, task = heapq.heappop(self._queue)
         self._looked, self._clock, self._due = self._due, end, -1.0
         self._running -= 1
-        self._share(-task.weight)
+        self._share(-task.weight, -task.engines)
         task.finish()
+
+
+class EngineOnCores:
+    """What steps run on where there is no device: cores, on which they meet the steps of other engines."""
+
+    __slots__ = ("_cores", "cut", "progress")
+
+    def __init__(self, cores: Cores) -> None:
+        self._cores = cores
+        self.cut = cores.cut
+        self.progress = cores.progress
+
+    def start(self, work_s: float, done: Action, weight: float = 1.0) -> Task:
+        """Begin beside whatever is under way."""
+        return self._cores.start(work_s, done, weight, engines=1)

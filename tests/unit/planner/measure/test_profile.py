@@ -38,7 +38,7 @@ PRICES = Profile(
     links={"shm": Link(latency_s=0.001, bytes_per_s=5e8)},
     memory=Memory(1, 1, 4096, 1024, 1, 1, 0, 4096),
     fit={"decode": Fit(1, 0.0, 0.0)},
-    overhead=Overhead(router_s=0.0007, encode_s=0.003, prefill_s=0.003, decode_s=0.004),
+    overhead=Overhead(router_s=0.0007, encode_s=0.003, prefill_s=0.003, decode_s=0.004, contention=0.25),
 )
 
 
@@ -47,6 +47,8 @@ def few_tokens(monkeypatch: pytest.MonkeyPatch):
     """Tokens take real time, which says nothing here: what is made of it is tested on made samples."""
     monkeypatch.setattr(series, "TOGETHER", (1, 4, 8))
     monkeypatch.setattr(series, "GENERATED", 24)
+    monkeypatch.setattr(series, "LONG", 96)
+    monkeypatch.setattr(command, "this_machine", lambda: Hardware("fake", "cpu", 2**30, 8))
     monkeypatch.setattr(command, "WARMUP", 1)
 
 
@@ -87,6 +89,7 @@ async def test_the_prices_of_a_fleet_are_found(folder: Path, groups: tuple[str, 
             assert getattr(getattr(found, cost), name) == pytest.approx(expected, rel=0.02, abs=1e-12), (cost, name)
     assert found.overhead.router_s == pytest.approx(PRICES.overhead.router_s, rel=0.02)
     assert found.overhead.prefill_s == pytest.approx(PRICES.overhead.prefill_s, rel=0.02)
+    assert found.overhead.contention == (pytest.approx(0.25, abs=0.08) if groups == ("E", "P", "D") else 0)
     assert bool(found.links) == ("E" in groups)
     if groups == ("E", "PD"):
         assert found.links["shm"].latency_s == pytest.approx(0.001, rel=0.02)

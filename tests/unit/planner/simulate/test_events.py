@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_epd.planner.simulate.events import Cores, Device, Events
+from vllm_epd.planner.simulate.events import Cores, Device, EngineOnCores, Events
 
 
 def test_events_of_one_time_keep_their_order():
@@ -44,6 +44,26 @@ SHARED = {
 @pytest.mark.parametrize(("cores", "tasks", "ends"), SHARED.values(), ids=SHARED.keys())
 def test_tasks_share_cores(cores, tasks, ends):
     assert ends_of(cores, tasks) == pytest.approx(ends)
+
+
+def test_engines_slow_each_other_down_and_what_runs_beside_them():
+    events, ends = Events(), {}
+    cores = Cores(events, 4, contention=0.25)
+    engine = EngineOnCores(cores)
+    engine.start(1.0, lambda: ends.setdefault("first", events.now))
+    engine.start(2.0, lambda: ends.setdefault("second", events.now))
+    cores.start(1.0, lambda: ends.setdefault("beside", events.now))
+    events.run()
+    assert ends == pytest.approx({"first": 1.25, "beside": 1.25, "second": 2.25})
+
+
+def test_no_more_engines_contend_than_have_a_core():
+    events, ends = Events(), []
+    engine = EngineOnCores(Cores(events, 2, contention=0.25))
+    for _ in range(3):
+        engine.start(1.0, lambda: ends.append(events.now))
+    events.run()
+    assert ends == pytest.approx([1.5 * 1.25] * 3)
 
 
 TASKS = st.lists(st.tuples(st.floats(0, 50), st.floats(0.01, 20)), min_size=1, max_size=12)

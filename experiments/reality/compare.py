@@ -3,13 +3,13 @@
 
 `python -m experiments.reality` starts all topologies with `vllm-epd up`, sends a list of requests at several rates to
 one after the other by `vllm bench serve`, round after round, simulates the very requests at the times at which they
-were sent, on a profile taken just before, and writes mean TTFT and TPOT of both next to each other.
+were sent, on the profiles taken in that round, and writes mean TTFT and TPOT of both next to each other.
 `--again FILE` simulates anew what was measured before, without running anything.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
-from experiments.reality.profiling import profile_file
+from experiments.reality.profiling import round_profile
 from experiments.reality.runs import QUIET, Plan, run_all
 from tests.bench.machine import describe_commit, describe_machine
 from vllm_epd.planner.fleet import Fleet, Limits
@@ -44,8 +44,8 @@ ALIKE = 0.05
 LIMITS = Limits(encode_items=8, prefill_sequences=128, decode_sequences=128, batched_tokens=4096)
 """What vLLM does at once on CPUs by default."""
 
-ProfileOf = Callable[[Mapping[str, Any]], Profile]
-"""The profile on which to simulate a run."""
+Profiles = Mapping[int, Profile]
+"""By round, the profile on which to simulate its runs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,12 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.again is None or options.redo:
         about = {"commit": describe_commit(), "machine": describe_machine(), "demo": options.demo}
         taken = {**about, "runs": _run(options, taken.get("runs", ()), about, console)}
-    folder = (options.again or options.out).parent
-
-    def profile_of(run: Mapping[str, Any]) -> Profile:
-        return load_profile(options.profile or profile_file(folder, run["round"], run["rate"]))
-
-    rows = compare_all(taken["runs"], profile_of)
+    rows = compare_all(taken["runs"], _profiles(options, taken["runs"]))
     orders = compare_orders(rows)
     told = {"simulated_at": describe_commit(), "target": TARGET}
     _write(options.out, {**taken, **told, "means": rows, "orders": orders, "runs": taken["runs"]})
@@ -72,15 +67,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if close and all(order["same"] for order in orders) and any(row["quiet"] for row in rows) else 1
 
 
+def _profiles(options: argparse.Namespace, runs: Sequence[Mapping[str, Any]]) -> Profiles:
+    """By round, the profile on which to simulate its runs."""
+    folder = (options.again or options.out).parent
+    rates = sorted({run["rate"] for run in runs})
+    given = None if options.profile is None else load_profile(options.profile)
+    return {number: given or round_profile(folder, number, rates) for number in {run["round"] for run in runs}}
+
+
 def _write(path: Path, result: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result) + "\n")
 
 
-def compare_all(runs: Sequence[Mapping[str, Any]], profile_of: ProfileOf) -> list[dict[str, Any]]:
+def compare_all(runs: Sequence[Mapping[str, Any]], profiles: Profiles) -> list[dict[str, Any]]:
     """A row for each rate and topology, over all rounds; where any was quiet, over those that were.
 
-    Each run is simulated on the profile taken before it: a machine is faster now than some time ago. The client's
+    Each run is simulated on the profile of its round: a machine is faster now than some time ago. The client's
     processor time for a request is the same wherever that goes: the mean of all runs is taken for it, since
     what it takes to start varies by as much as all requests of one run take.
     """
@@ -93,13 +96,13 @@ def compare_all(runs: Sequence[Mapping[str, Any]], profile_of: ProfileOf) -> lis
         quiet = [run for run in same if run["foreign_share"] <= QUIET]
         judged = quiet or same
         told = {"quiet": bool(quiet), "foreign_share": max(run["foreign_share"] for run in judged)}
-        rows.append({"topology": topology, "rate": rate, **told, **compare(judged, profile_of, client_s)})
+        rows.append({"topology": topology, "rate": rate, **told, **compare(judged, profiles, client_s)})
     return rows
 
 
-def compare(runs: Sequence[Mapping[str, Any]], profile_of: ProfileOf, client_s: float) -> dict[str, Any]:
+def compare(runs: Sequence[Mapping[str, Any]], profiles: Profiles, client_s: float) -> dict[str, Any]:
     """Means of what was measured in runs and of what is simulated for them; the first requests warmed caches up."""
-    served = [each for run in runs for each in simulate_run(run, profile_of(run), client_s)[1:]]
+    served = [each for run in runs for each in simulate_run(run, profiles[run["round"]], client_s)[1:]]
     sent = [each for run in runs for each in run["requests"][1:]]
     row: dict[str, Any] = {"runs": len(runs), "client_s": client_s}
     for name in ("ttft", "tpot"):

@@ -24,7 +24,9 @@ from vllm_epd.planner.measure.pictures import picture
 from vllm_epd.planner.workload.requests import Request
 
 PYTHON = (sys.executable, "-P", "-m")
-SERVE = ("--enforce-eager", "--max-model-len", "4096")
+SERVE = ("--enforce-eager", "--max-model-len", "4096", "--dtype", "float32")
+"""A processor without instructions for numbers of 16 bits takes ten times as long for those."""
+
 START_LIMIT_S = 300.0
 BENCH_LIMIT_S = 500.0
 WARMUPS = 6

@@ -5,11 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from experiments.reality.compare import compare_all, compare_orders, with_client
 from experiments.reality.foreign import Foreign
+from experiments.reality.profiling import profile_file, round_profile
 from experiments.reality.serving import RunError, read_result, write_dataset
-from vllm_epd.planner.profile.store import load_profile
+from vllm_epd.errors import ConfigError
+from vllm_epd.planner.profile.store import load_profile, save_profile
 from vllm_epd.planner.workload.requests import Item, Kind, Request
 from vllm_epd.topology import Topology
 
@@ -52,17 +55,28 @@ def run(number: int, ttft_s: float, foreign_share: float = 0.0, client_s: float 
 
 def test_a_row_is_over_the_quiet_rounds_of_a_topology():
     profile = load_profile("qwen2.5-vl-demo@cpu")
-    [row] = compare_all([run(0, 0.1), run(1, 0.3), run(2, 9.0, foreign_share=0.5)], lambda _: profile)
+    [row] = compare_all([run(0, 0.1), run(1, 0.3), run(2, 9.0, foreign_share=0.5)], dict.fromkeys(range(3), profile))
     assert row["quiet"]
     assert row["runs"] == 2
     assert row["ttft_measured_s"] == pytest.approx(0.2)
-    [row] = compare_all([run(0, 0.1, foreign_share=0.5)], lambda _: profile)
+    [row] = compare_all([run(0, 0.1, foreign_share=0.5)], {0: profile})
     assert not row["quiet"]
+
+
+def test_the_profile_of_a_round_is_the_mean_of_those_taken_in_it(tmp_path: Path):
+    profile = load_profile("qwen2.5-vl-demo@cpu")
+    for rate, base_s in ((1.5, 0.002), (2.5, 0.004)):
+        save_profile(replace(profile, decode=replace(profile.decode, base_s=base_s)), profile_file(tmp_path, 1, rate))
+    found = round_profile(tmp_path, 1, (1.5, 2.5))
+    assert found.decode.base_s == pytest.approx(0.003)
+    assert found.hardware == profile.hardware
+    with pytest.raises(ConfigError):
+        round_profile(tmp_path, 0, (1.5,))
 
 
 def test_the_client_of_a_row_is_that_of_all_runs():
     profile = load_profile("qwen2.5-vl-demo@cpu")
-    [row] = compare_all([run(0, 0.1, client_s=0.01), run(1, 0.1, client_s=0.03)], lambda _: profile)
+    [row] = compare_all([run(0, 0.1, client_s=0.01), run(1, 0.1, client_s=0.03)], {0: profile, 1: profile})
     assert row["client_s"] == pytest.approx(0.02)
 
 

@@ -89,7 +89,8 @@ async def test_the_prices_of_a_fleet_are_found(folder: Path, groups: tuple[str, 
             assert getattr(getattr(found, cost), name) == pytest.approx(expected, rel=0.02, abs=1e-12), (cost, name)
     assert found.overhead.router_s == pytest.approx(PRICES.overhead.router_s, rel=0.02)
     assert found.overhead.prefill_s == pytest.approx(PRICES.overhead.prefill_s, rel=0.02)
-    assert found.overhead.contention == (pytest.approx(0.25, abs=0.08) if groups == ("E", "P", "D") else 0)
+    # Seen in real time, which others use too; what is made of it is tested on made samples.
+    assert 0.05 < found.overhead.contention < 0.5 if groups == ("E", "P", "D") else found.overhead.contention == 0
     assert bool(found.links) == ("E" in groups)
     if groups == ("E", "PD"):
         assert found.links["shm"].latency_s == pytest.approx(0.001, rel=0.02)

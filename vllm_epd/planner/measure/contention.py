@@ -12,10 +12,10 @@ of what it does alone; in the rest the answer goes on alone. With what both have
     done = (W - B) + 2 B rate / (1 + contention)
 """
 
+from dataclasses import replace
 from statistics import median
 
-from vllm_epd.planner.measure.chat import Answer
-from vllm_epd.planner.measure.samples import LEAST_S, Measured, Sample
+from vllm_epd.planner.measure.samples import LEAST_S, Measured, Sample, step_s
 from vllm_epd.planner.profile.costs import prefill_pairs, prefill_s
 from vllm_epd.planner.profile.profile import PrefillCost
 from vllm_epd.types import Role
@@ -26,36 +26,33 @@ def contention(measured: Measured, prefill: PrefillCost, cores: int) -> float:
     beside = [sample for sample in measured.samples if len(sample.answers) > 1 and sample.series == "contended"]
     if not beside:
         return 0.0
-    step_s = median(_seconds(sample.answer) / _steps(sample) for sample in measured.samples if sample.series == "alone")
+    alone = [seconds for _, seconds in measured.medians("alone", _pace)]
+    if not alone:
+        return 0.0
     words = beside[0].shots[1].words
     prompt_s = next(
         seconds
         for sample, seconds in measured.medians("text", lambda each: each.meters[Role.PREFILL].prefill_s)
         if sample.shots[0].words == words
     )
-    return max(0.0, median(_of(sample, prefill, cores, step_s, prompt_s) for sample in beside))
+    return max(0.0, median(_of(sample, prefill, cores, alone[0], prompt_s) for sample in beside))
 
 
-def _of(sample: Sample, prefill: PrefillCost, cores: int, step_s: float, prompt_s: float) -> float:
+def _of(sample: Sample, prefill: PrefillCost, cores: int, alone_s: float, prompt_s: float) -> float:
     answer, *prompts = sample.answers
-    window_s = _seconds(answer)
+    window_s = answer.moments[-1] - answer.moments[1]
+    steps = window_s / (_pace(sample) or alone_s)
     meters, tokens = sample.meters[Role.PREFILL], answer.prompt_tokens
     busy_s = max(LEAST_S, meters.prefill_s - prefill_s(prefill, tokens, prefill_pairs(tokens, 0)))
     # The last prompt goes on alone once the answer is complete.
     tail_s = min(busy_s / len(prompts), max(0.0, prompts[-1].moments[0] - answer.moments[-1]))
     both_s = min(window_s, busy_s - tail_s)
-    done_s = _steps(sample) * step_s + len(prompts) * prompt_s * (1 - tail_s / busy_s)
+    done_s = steps * alone_s + len(prompts) * prompt_s * (1 - tail_s / busy_s)
     used_s = meters.front_s + sample.meters[Role.DECODE].front_s + sample.router_s + sample.client_s
     rate = min(1.0, cores / (2 + used_s / window_s))
     return 2 * both_s * rate / max(LEAST_S, done_s - (window_s - both_s)) - 1
 
 
-def _seconds(answer: Answer) -> float:
-    """From the first token of the instance that decodes to the last."""
-    return answer.moments[-1] - answer.moments[1]
-
-
-def _steps(sample: Sample) -> float:
-    """Steps in that time, of pieces that may hold several tokens."""
-    pieces = len(sample.answer.moments)
-    return (sample.shots[0].output_tokens - 1) * (pieces - 2) / (pieces - 1)
+def _pace(sample: Sample) -> float | None:
+    """Seconds between tokens of the answer that goes on, whatever is beside it."""
+    return step_s(replace(sample, shots=sample.shots[:1], answers=sample.answers[:1]), apart=True)

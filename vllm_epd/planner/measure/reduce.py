@@ -24,7 +24,7 @@ from vllm_epd.planner.measure.beside import beside_s
 from vllm_epd.planner.measure.contention import contention
 from vllm_epd.planner.measure.links import beside_link_s, reduce_link
 from vllm_epd.planner.measure.overhead import call_s, measure_overhead
-from vllm_epd.planner.measure.samples import LEAST_S, Measured, Sample
+from vllm_epd.planner.measure.samples import LEAST_S, Measured, Sample, step_s
 from vllm_epd.planner.profile.costs import decode_s, prefill_pairs, prefill_s
 from vllm_epd.planner.profile.fit import fit_line, relative_fit
 from vllm_epd.planner.profile.profile import (
@@ -38,9 +38,6 @@ from vllm_epd.planner.profile.profile import (
     Profile,
 )
 from vllm_epd.types import Role
-
-LEAST_STEPS = 8
-"""Steps in which all requests of a round must take part, for it to tell what a step of so many takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,27 +172,3 @@ def _context(sample: Sample) -> float:
 
 def _steps_of(measured: Measured) -> Callable[[Sample], float | None]:
     return partial(step_s, apart=measured.shape.decode_apart)
-
-
-def step_s(sample: Sample, apart: bool) -> float | None:
-    """Seconds between tokens of one request while all are generated for; None if that was too short.
-
-    A piece of an answer may hold several tokens; those of one request count as equally long.
-
-    Args:
-        sample: a round of requests.
-        apart: the first token of each comes from another instance, and what is taken over for the next is no step.
-    """
-    if any(len(answer.moments) <= apart for answer in sample.answers):
-        return None
-    begin = max(answer.moments[int(apart)] for answer in sample.answers)
-    end = min(answer.moments[-1] for answer in sample.answers)
-    steps = []
-    for shot, answer in zip(sample.shots, sample.answers, strict=True):
-        within = [moment for moment in answer.moments if begin <= moment <= end]
-        tokens_per_piece = (shot.output_tokens - 1) / max(1, len(answer.moments) - 1)
-        tokens = (len(within) - 1) * tokens_per_piece
-        if tokens < LEAST_STEPS:
-            return None
-        steps.append((within[-1] - within[0]) / tokens)
-    return median(steps)

@@ -15,6 +15,9 @@ from vllm_epd.types import Role
 LEAST_S = 1e-5
 """Differences of times below that are noise of clocks."""
 
+LEAST_STEPS = 8
+"""Steps in which all requests of a round must take part, for it to tell what a step of so many takes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -105,3 +108,27 @@ class Measured:
             tokens=sum(item.tokens for item in items),
             pixels=sum(item.pixels for item in items),
         )
+
+
+def step_s(sample: Sample, apart: bool) -> float | None:
+    """Seconds between tokens of one request while all are generated for; None if that was too short.
+
+    A piece of an answer may hold several tokens; those of one request count as equally long.
+
+    Args:
+        sample: a round of requests.
+        apart: the first token of each comes from another instance, and what is taken over for the next is no step.
+    """
+    if any(len(answer.moments) <= apart for answer in sample.answers):
+        return None
+    begin = max(answer.moments[int(apart)] for answer in sample.answers)
+    end = min(answer.moments[-1] for answer in sample.answers)
+    steps = []
+    for shot, answer in zip(sample.shots, sample.answers, strict=True):
+        within = [moment for moment in answer.moments if begin <= moment <= end]
+        tokens_per_piece = (shot.output_tokens - 1) / max(1, len(answer.moments) - 1)
+        tokens = (len(within) - 1) * tokens_per_piece
+        if tokens < LEAST_STEPS:
+            return None
+        steps.append((within[-1] - within[0]) / tokens)
+    return median(steps)

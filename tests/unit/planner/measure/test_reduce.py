@@ -8,8 +8,8 @@ import pytest
 from vllm_epd.errors import ConfigError
 from vllm_epd.planner.measure.chat import Answer, Shot
 from vllm_epd.planner.measure.links import beside_link_s, reduce_link
-from vllm_epd.planner.measure.reduce import added_step_s, reduce_decode, step_s
-from vllm_epd.planner.measure.samples import Measured, Sample, Shape
+from vllm_epd.planner.measure.reduce import added_step_s, reduce_decode
+from vllm_epd.planner.measure.samples import Measured, Sample, Shape, step_s
 from vllm_epd.planner.profile.costs import decode_s, decode_steps_s, transfer_s
 from vllm_epd.planner.profile.profile import DecodeCost, Link, Native, Overhead, PrefillCost
 

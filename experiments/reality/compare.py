@@ -34,7 +34,7 @@ from vllm_epd.topology import Topology
 HERE = Path(__file__).parent
 TOPOLOGIES = ("EPD", "1E1PD", "1E1P1D")
 RATES = (1.5, 2.5, 3.5)
-ROUNDS = 2
+ROUNDS = 3
 TARGET = 0.2
 """How far a simulated mean may be off."""
 

@@ -19,7 +19,7 @@ from tests.engine.own_router import described, own_router
 from tests.engine.stages import Encoded
 from tests.engine.system import MODEL, System, stock_server, wait_for_server
 from tests.engine.test_exactness import TOLERANCE, differences
-from tests.engine.traffic import CHAT, Json, ask, bytes_part, chat, image_part
+from tests.engine.traffic import CHAT, Json, ask, ask_all, bytes_part, chat, image_part
 from vllm_epd.demo import ensure_model, serve_args
 from vllm_epd.errors import PeerError
 from vllm_epd.router.requests import KEEP_KV
@@ -201,7 +201,7 @@ async def test_among_encode_instances_only_those_of_the_same_weights_are_asked(
     right = [await described(each) for each in system.instances("encode")]
     async with own_router([await described(foreign_encoder), *right, *await language_models(system)]) as router:
         requests = [chat([image_part(seed), image_part(seed + 1)]) for seed in (1410, 1412)]
-        answers = await asyncio.gather(*(ask(router, request) for request in requests))
+        answers = await ask_all(router, requests)
     for request, answer in zip(requests, answers, strict=True):
         assert not differences(answer, await ask(system.single, request), TOLERANCE[system.dtype])
 

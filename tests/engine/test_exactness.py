@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine import stages
 from tests.engine.system import System
-from tests.engine.traffic import Answer, Json, ask, chat, image_part, images_of, mixed_requests
+from tests.engine.traffic import Answer, Json, ask, ask_all, ask_in_turn, chat, image_part, images_of, mixed_requests
 from vllm_epd.demo import FAMILIES
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -43,8 +43,8 @@ async def single_answers(system: System, requests: list[Json]) -> list[list[Answ
     for request in requests:
         for part in images_of(request):
             await ask(system.single, chat([part], max_tokens=1))
-    rounds = [[await ask(system.single, request) for request in requests] for _ in range(2)]
-    rounds.append(await asyncio.gather(*(ask(system.single, request) for request in requests)))
+    rounds = [await ask_in_turn(system.single, requests) for _ in range(2)]
+    rounds.append(await ask_all(system.single, requests))
     return [list(answers) for answers in zip(*rounds, strict=True)]
 
 
@@ -75,10 +75,10 @@ async def test_sixteen_requests_at_once_twice_give_the_tokens_of_a_single_server
 ) -> None:
     system = start_system(family, "float32")
     requests = mixed_requests()
-    wanted = [await ask(system.single, request) for request in requests]
+    wanted, cold = await asyncio.gather(ask_in_turn(system.single, requests), ask_all(system.router, requests))
     assert len({answer.tokens for answer in wanted}) >= 14, "the model hardly looks at its input"
-    for attempt in ("cold", "warm"):
-        answers = await asyncio.gather(*(ask(system.router, request) for request in requests))
+    warm = await ask_all(system.router, requests)
+    for attempt, answers in (("cold", cold), ("warm", warm)):
         failures = {
             f"{attempt} {index}": found
             for index, (got, want) in enumerate(zip(answers, wanted, strict=True))
@@ -98,8 +98,7 @@ async def test_in_bfloat16_a_topology_is_as_close_to_a_single_server_as_that_is_
     """
     system = start_system(family, "bfloat16")
     requests = mixed_requests()
-    wanted = await single_answers(system, requests)
-    answers = await asyncio.gather(*(ask(system.router, request) for request in requests))
+    wanted, answers = await asyncio.gather(single_answers(system, requests), ask_all(system.router, requests))
     equal = [
         any(not differences(got, each, TOLERANCE["bfloat16"]) for each in want)
         for got, want in zip(answers, wanted, strict=True)

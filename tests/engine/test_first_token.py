@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Over our own KV connector P's token goes to the client at once, and the answers stay those of a single server."""
 
-import asyncio
 import json
 import re
 
@@ -11,7 +10,7 @@ from tests.engine import calls
 from tests.engine.system import MODEL, System
 from tests.engine.test_exactness import TOLERANCE, differences
 from tests.engine.test_fields import NAMED, SCHEMA, TOOL, answer, settled
-from tests.engine.traffic import CHAT, TIMEOUT_S, Json, ask, chat, image_part
+from tests.engine.traffic import CHAT, TIMEOUT_S, Json, ask_all, ask_in_turn, chat, image_part
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -87,8 +86,8 @@ async def test_tokens_and_probabilities_are_those_of_a_single_server(
         for n in range(3)
     ]
     before = await first_tokens(router, "prefill")
-    wanted = [await ask(system.single, each) for each in asked]
-    got = await asyncio.gather(*(ask(router, each) for each in asked))
+    wanted = await ask_in_turn(system.single, asked)
+    got = await ask_all(router, asked)
     failures = [differences(mine, want, TOLERANCE[system.dtype]) for mine, want in zip(got, wanted, strict=True)]
     assert not any(failures), failures
     assert [each.usage["total_tokens"] for each in got] == [each.usage["total_tokens"] for each in wanted]

@@ -17,7 +17,7 @@ from tests.engine.gauges import WAITING, metrics, pool
 from tests.engine.mortals import Mortal, living, router_process
 from tests.engine.own_router import described, own_router
 from tests.engine.system import MODEL
-from tests.engine.traffic import Answer, Json, ask, bytes_part, chat, image_part
+from tests.engine.traffic import Answer, Json, ask, ask_all, bytes_part, chat, image_part
 from vllm_epd.demo import ensure_model
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -74,7 +74,7 @@ async def by_source(router: str) -> Counter[str]:
 async def test_ten_requests_for_one_image_through_two_encoders_encode_it_once(fleet: Fleet) -> None:
     before, sources = await encoded(fleet), await by_source(fleet.router)
     request = chat([image_part(9000)])
-    answers = await asyncio.gather(*(ask(fleet.router, request) for _ in range(10)))
+    answers = await ask_all(fleet.router, [request] * 10)
     assert len({answer.tokens for answer in answers}) == 1
     assert await encoded(fleet) - before == 1
     assert await by_source(fleet.router) - sources == Counter(encoded=1, reused=9)
@@ -149,7 +149,7 @@ async def router_to(fleet: Fleet, encoder: str) -> AsyncIterator[str]:
 async def through(fleet: Fleet, encoder: str, requests: Sequence[Json], *, watched: bool = False) -> list[Answer]:
     """The answers to requests sent at once through one encoder; a watched one never has a queue of its own."""
     async with router_to(fleet, encoder) as router:
-        answering = asyncio.gather(*(ask(router, request) for request in requests))
+        answering = asyncio.create_task(ask_all(router, requests))
         queued_here, pinned, queued_there = 0.0, 0, 0.0
         while watched and not answering.done():
             queued_here = max(queued_here, (await metrics(router))[WAITING_HERE])

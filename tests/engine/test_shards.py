@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Items that two encoders share: the tokens are those of a single server, whatever the number of prefill instances."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from tests.engine.mortals import Mortal, living
 from tests.engine.own_router import described, own_router
 from tests.engine.system import System
 from tests.engine.test_exactness import TOLERANCE, StartSystem, differences
-from tests.engine.traffic import CHAT, TIMEOUT_S, Json, ask, chat, image_part, video_part
+from tests.engine.traffic import CHAT, TIMEOUT_S, Json, ask_all, ask_in_turn, chat, image_part, video_part
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -69,9 +68,9 @@ async def growth(instances: Sequence[Json], name: str) -> AsyncIterator[list[int
 
 
 async def check_tokens(system: System, router: str, asked: list[Json]) -> None:
-    wanted = [await ask(system.single, request) for request in asked]
+    wanted = await ask_in_turn(system.single, asked)
     assert len({answer.tokens for answer in wanted}) == len(wanted), "the model hardly looks at its input"
-    answers = await asyncio.gather(*(ask(router, request) for request in asked))
+    answers = await ask_all(router, asked)
     failures = [differences(got, want, TOLERANCE[system.dtype]) for got, want in zip(answers, wanted, strict=True)]
     assert not any(failures), failures
 

@@ -14,7 +14,7 @@ from tests.engine.own_router import described, own_router
 from tests.engine.system import BIN, MODEL, SHARED, System, process, wait_for_fleet
 from tests.engine.test_exactness import TOLERANCE, differences
 from tests.engine.test_first_token import first_tokens
-from tests.engine.traffic import CHAT, Json, ask, chat, image_part
+from tests.engine.traffic import CHAT, Json, ask, ask_all, ask_in_turn, chat, image_part
 from vllm_epd.connectors.kv_shape import CHUNK_TOKENS
 from vllm_epd.demo import ensure_model, serve_args
 
@@ -65,8 +65,8 @@ async def by_rank(instance: str, name: str) -> list[float]:
 
 
 async def test_tokens_are_those_of_a_single_server_and_every_rank_has_moved_its_part(wide: System) -> None:
-    wanted = [await ask(wide.single, request) for request in REQUESTS.values()]
-    got = await asyncio.gather(*(ask(wide.router, request) for request in REQUESTS.values()))
+    wanted = await ask_in_turn(wide.single, REQUESTS.values())
+    got = await ask_all(wide.router, REQUESTS.values())
     tolerance = TOLERANCE[wide.dtype]
     failures = [differences(mine, want, tolerance) for mine, want in zip(got, wanted, strict=True)]
     assert not any(failures), dict(zip(REQUESTS, failures, strict=True))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Other topologies than one of single roles: the same answers, and nothing left of them in the end."""
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 from tests.engine.system import MODEL, System, process, up_command, wait_for_fleet
 from tests.engine.test_exactness import TOLERANCE, differences
-from tests.engine.traffic import Json, ask, chat, image_part
+from tests.engine.traffic import Json, ask_all, ask_in_turn, chat, image_part
 from vllm_epd.demo import ensure_model, serve_args
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -65,12 +64,12 @@ def fleet(system: System, topology: str, folder: Path, mark: str, *options: str)
 async def test_the_answers_are_those_of_a_single_server_and_nothing_is_left(
     system: System, tmp_path: Path, topology: str
 ) -> None:
-    wanted = [await ask(system.single, request) for request in requests()]
+    wanted = await ask_in_turn(system.single, requests())
     assert len({answer.tokens for answer in wanted}) == len(wanted)
     before, mark = shared_memory(), uuid4().hex
     with fleet(system, topology, tmp_path, mark) as router:
         assert len(marked(mark)) >= 2 + len(topology.replace("1", " ").split())
-        answers = await asyncio.gather(*(ask(router, request) for request in requests()))
+        answers = await ask_all(router, requests())
     failures = [differences(got, want, TOLERANCE[system.dtype]) for got, want in zip(answers, wanted, strict=True)]
     assert not any(failures), failures
     assert not marked(mark)

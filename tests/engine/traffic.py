@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests, and answers in a form that can be compared."""
 
+import asyncio
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +92,16 @@ async def ask(url: str, request: Json) -> Answer:
             if response.status_code != 200:
                 raise AssertionError((await response.aread()).decode())
             return _from_events([line async for line in response.aiter_lines()])
+
+
+async def ask_all(url: str, requests: Iterable[Json]) -> list[Answer]:
+    """The answers to requests that are sent all at once."""
+    return await asyncio.gather(*(ask(url, request) for request in requests))
+
+
+async def ask_in_turn(url: str, requests: Iterable[Json]) -> list[Answer]:
+    """The answers to requests of which each is sent when the one before it is answered."""
+    return [await ask(url, request) for request in requests]
 
 
 def _from_events(lines: Sequence[str]) -> Answer:

@@ -2,6 +2,8 @@
 """What the time of a request goes to, by a clock that moves when told."""
 
 import time
+from collections.abc import Callable
+from contextlib import contextmanager
 
 import pytest
 
@@ -9,8 +11,8 @@ from tests.unit.router.conftest import Clock
 from vllm_epd.router.timeline import QUEUE, Span, Timeline, server_timing
 from vllm_epd.types import Role
 
-#: Microseconds that the timeline and its header may cost one request.
-MOST_US = 20.0
+#: What a request with its timeline may cost, in as many empty blocks of the standard library. 1.5 to 1.8 were seen.
+MOST = 2.5
 
 
 @pytest.fixture
@@ -130,11 +132,25 @@ def _whole_way():
     return timeline
 
 
+def _empty_blocks():
+    for _ in range(2 + 2 * len(Role)):
+        with _empty_block():
+            pass
+
+
+@contextmanager
+def _empty_block():
+    yield
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    for _ in range(200):
+        run()
+    return time.perf_counter() - began
+
+
 def test_it_costs_little():
-    rounds, best = 200, float("inf")
-    for _ in range(20):
-        began = time.perf_counter()
-        for _ in range(rounds):
-            _whole_way()
-        best = min(best, (time.perf_counter() - began) / rounds)
-    assert best * 1e6 < MOST_US
+    rounds = [(_seconds(_whole_way), _seconds(_empty_blocks)) for _ in range(20)]
+    timeline, empty = map(min, zip(*rounds, strict=True))
+    assert timeline < MOST * empty

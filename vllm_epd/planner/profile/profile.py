@@ -214,6 +214,8 @@ class Memory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How well a cost describes what was measured: errors relative to the measurement.
 
+    That of a link is a rest of what is measured, and is relative to all of it.
+
     Attributes:
         points: measurements.
         mean: mean of the errors' absolute values.

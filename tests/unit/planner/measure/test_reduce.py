@@ -101,6 +101,12 @@ def test_rate_and_latency_of_a_link_are_seen_between_first_and_last_token():
     assert fit.worst < 1e-3
 
 
+def test_errors_of_a_link_are_relative_to_what_was_measured_not_to_the_rest_that_it_is():
+    _, fit = reduce_link(taken_over(lambda nbytes: 0.002 * (nbytes > 500 * KV_BYTES)), PREFILL, DECODE, OVERHEAD)
+    assert fit is not None
+    assert 0.0 < fit.worst < 0.05
+
+
 def test_what_decode_takes_beyond_its_link_is_its_own():
     scene = taken_over(lambda nbytes: transfer_s(LINK, nbytes) + OVERHEAD.decode_s)
     assert beside_link_s(scene, DECODE, OVERHEAD, LINK) == pytest.approx(OVERHEAD.decode_s, rel=1e-3)

@@ -84,8 +84,7 @@ def compare_all(runs: Sequence[Mapping[str, Any]], profiles: Profiles) -> list[d
     """A row for each rate and topology, over all rounds; where any was quiet, over those that were.
 
     Each run is simulated on the profile of its round: a machine is faster now than some time ago. The client's
-    processor time for a request is the same wherever that goes: the mean of all runs is taken for it, since
-    what it takes to start varies by as much as all requests of one run take.
+    processor time for a request is the same wherever that goes: the mean of all runs is taken for it.
     """
     client_s = fmean(run["client_s"] for run in runs)
     kinds: dict[tuple[str, float], list[Mapping[str, Any]]] = {}

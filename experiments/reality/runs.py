@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -24,7 +23,7 @@ QUIET = 0.1
 """Of the machine that others may use during a run."""
 
 TRIES = 3
-"""At a run that is not quiet, and at the start of the benchmark."""
+"""At a run that is not quiet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +90,9 @@ def run_all(
                 topology: stack.enter_context(serving(plan.demo, topology, plan.logs, plan.port + number))
                 for number, topology in enumerate(plan.topologies)
             }
-            start_s = _start_s(plan, urls[plan.topologies[0]])
             for key in missing:
                 _profile(plan, key, urls, console)
-                found[key] = _quiet_run(plan, urls[key.topology], key, start_s, console)
+                found[key] = _quiet_run(plan, urls[key.topology], key, console)
                 keep(list(found.values()))
     return [found[key] for key in keys]
 
@@ -110,23 +108,16 @@ def key_of(run: Mapping[str, Any]) -> Key:
     return Key(run["round"], run["rate"], run["topology"])
 
 
-def _quiet_run(plan: Plan, url: str, key: Key, start_s: float, console: Console) -> dict[str, Any]:
+def _quiet_run(plan: Plan, url: str, key: Key, console: Console) -> dict[str, Any]:
     tries: list[dict[str, Any]] = []
     while len(tries) < TRIES and all(each["foreign_share"] > QUIET for each in tries):
-        tries.append(_run(plan, url, key, len(tries), start_s))
+        tries.append(_run(plan, url, key, len(tries)))
         used = f"{tries[-1]['foreign_share']:.1%}"
         console.print(f"round {key.round + 1}, {key.topology} at {key.rate:g}/s: others used {used} of the machine")
     return min(tries, key=lambda each: float(each["foreign_share"]))
 
 
-def _start_s(plan: Plan, url: str) -> float:
-    """Processor time that the benchmark takes to start, with as many requests to warm up but one to measure."""
-    dataset, folder = plan.logs / "start.jsonl", ensure_model(plan.demo)
-    write_dataset(dataset, plan.requests[:1], plan.seed)
-    return median(bench(url, plan.demo, folder, dataset, 1, plan.output, 1.0, plan.seed).client_s for _ in range(TRIES))
-
-
-def _run(plan: Plan, url: str, key: Key, tried: int, start_s: float) -> dict[str, Any]:
+def _run(plan: Plan, url: str, key: Key, tried: int) -> dict[str, Any]:
     folder, dataset = ensure_model(plan.demo), plan.logs / f"{key.topology}-{key.rate:g}.jsonl"
     arrivals = plan.seed + key.round * len(plan.rates) + plan.rates.index(key.rate)
     write_dataset(dataset, plan.requests, (arrivals, tried))
@@ -142,11 +133,10 @@ def _run(plan: Plan, url: str, key: Key, tried: int, start_s: float) -> dict[str
         }
         for request, each in zip(plan.requests, seen.timed, strict=True)
     ]
-    client_s = max(0.0, seen.client_s - start_s) / (len(sent) - 1)
     return {
         **key._asdict(),
         "output": plan.output,
         "foreign_share": foreign.share,
-        "client_s": client_s,
+        "client_s": seen.client_s,
         "requests": sent,
     }

@@ -4,7 +4,6 @@
 import base64
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -12,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Timer
 from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import numpy as np
+import psutil
 
 from vllm_epd.errors import EPDError
 from vllm_epd.planner.measure.chat import WORDS
@@ -30,6 +31,9 @@ SERVE = ("--enforce-eager", "--max-model-len", "4096", "--dtype", "float32")
 START_LIMIT_S = 300.0
 BENCH_LIMIT_S = 500.0
 WARMUPS = 6
+BEGUN, OVER = "Starting main benchmark run", " Serving Benchmark Result "
+"""What the benchmark writes before its first request, and after its last answer."""
+
 TOKENS_PER_WORD = 3
 """Of the demo models' tokenizer, about; a server counts them."""
 
@@ -64,7 +68,7 @@ class Benched:
 
     Attributes:
         timed: its requests.
-        client_s: processor time of the benchmark, its start included.
+        client_s: processor time that the benchmark took for each of them.
     """
 
     timed: list[Timed]
@@ -140,18 +144,37 @@ def bench(
     flags = ["disable-shuffle", "ignore-eos", "save-result", "save-detailed", "disable-tqdm", "trust-remote-code"]
     command = [*PYTHON, "vllm.entrypoints.cli.main", "bench", "serve", *(f"--{flag}" for flag in flags)]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    environment = {**os.environ, **ENVIRONMENT, "VLLM_PLUGINS": ""}
-    before = _children_s()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=BENCH_LIMIT_S)
-    if done.returncode or not result.exists():
-        raise RunError(f"vllm bench serve ended with {done.returncode}: {done.stderr[-2000:]}")
-    return Benched(read_result(json.loads(result.read_text()), output), _children_s() - before)
+    used_s = _run(command, dataset.with_suffix(".log"))
+    if not result.exists():
+        raise RunError(f"vllm bench serve has written no {result}")
+    timed = read_result(json.loads(result.read_text()), output)
+    return Benched(timed, used_s / len(timed))
 
 
-def _children_s() -> float:
-    """Processor time of all children that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def _run(command: Sequence[str], log: Path) -> float:
+    """Run the benchmark to its end; processor time from its first request to its last answer."""
+    environment = {**os.environ, **ENVIRONMENT, "VLLM_PLUGINS": "", "PYTHONUNBUFFERED": "1"}
+    with log.open("wb") as errors:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+        limit = Timer(BENCH_LIMIT_S, child.kill)
+        limit.start()
+        used_s = used_between(child, BEGUN, OVER)
+        code = child.wait()
+        limit.cancel()
+    if code or used_s is None:
+        raise RunError(f"vllm bench serve ended with {code}: {log.read_text()[-2000:]}")
+    return used_s
+
+
+def used_between(child: "subprocess.Popen[str]", first: str, last: str) -> float | None:
+    """Processor time of a process between two lines that it writes, None if it does not; reads all that it writes."""
+    process, moments = psutil.Process(child.pid), dict[str, float]()
+    for line in child.stdout or ():
+        for mark in (first, last):
+            if mark in line:
+                times = process.cpu_times()
+                moments.setdefault(mark, float(times.user + times.system))
+    return moments[last] - moments[first] if len(moments) == 2 else None
 
 
 def read_result(found: dict[str, Any], output: int) -> list[Timed]:

@@ -2,6 +2,8 @@
 """What is made of real runs; that they run is seen by running them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from msgspec.structs import replace
 from experiments.reality.compare import compare_all, compare_orders, with_client
 from experiments.reality.foreign import Foreign
 from experiments.reality.profiling import profile_file, round_profile
-from experiments.reality.serving import RunError, read_result, write_dataset
+from experiments.reality.serving import RunError, read_result, used_between, write_dataset
 from vllm_epd.errors import ConfigError
 from vllm_epd.planner.profile.store import load_profile, save_profile
 from vllm_epd.planner.workload.requests import Item, Kind, Request
@@ -85,6 +87,27 @@ def test_the_time_of_a_client_is_shared_out_over_the_stages_of_its_requests():
     for topology, stages in (("EPD", 1), ("1E1PD", 2), ("1E1P1D", 3)):
         found = with_client(profile, Topology.parse(topology), 0.06)
         assert found.overhead.beside_s - profile.overhead.beside_s == pytest.approx(0.06 / stages)
+
+
+BUSY = """
+import time
+def burn():
+    end = time.process_time() + 0.3
+    while time.process_time() < end: pass
+burn(); print("begun"); burn(); print("over"); burn()
+"""
+
+
+def test_what_a_client_takes_is_told_without_its_start_and_its_end():
+    child = subprocess.Popen([sys.executable, "-uc", BUSY], stdout=subprocess.PIPE, text=True)
+    assert used_between(child, "begun", "over") == pytest.approx(0.3, abs=0.1)
+    assert child.wait() == 0
+
+
+def test_a_client_that_does_not_come_to_its_end_has_taken_nothing_that_is_known():
+    child = subprocess.Popen([sys.executable, "-uc", "print('begun')"], stdout=subprocess.PIPE, text=True)
+    assert used_between(child, "begun", "over") is None
+    child.wait()
 
 
 def test_results_of_the_benchmark_are_times_from_the_first_request():

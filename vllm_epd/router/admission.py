@@ -58,7 +58,7 @@ class StageQueue:
             QueueFullError: so many wait already that no more may.
             TooLateError: those before it are likely to take until `limit`.
         """
-        if group in self._queues:
+        if self._waits(group):
             self._check(ticket(), limit)
 
     def _check(self, ticket: Ticket, limit: float | None) -> None:
@@ -97,7 +97,7 @@ class StageQueue:
             TimeoutError: `until` is over.
         """
         began = self._clock()
-        if group not in self._queues and attempt():
+        if not self._waits(group) and attempt():
             return
         known = ticket()
         self._check(known, limit)
@@ -115,13 +115,17 @@ class StageQueue:
 
     def wake(self, group: Hashable) -> None:
         """Let the request in front try again."""
-        if group in self._queues:
+        if self._waits(group):
             self._queues[group].front(self._clock()).set()
 
     def wake_all(self) -> None:
         """The same for all groups."""
         for group in self._queues:
             self.wake(group)
+
+    def _waits(self, group: Hashable) -> bool:
+        """Whether anybody of a group waits; mostly nobody at all does, and to hash what names a group takes longer."""
+        return bool(self._queues) and group in self._queues
 
     async def _wait(self, group: Hashable, ticket: Ticket, attempt: Callable[[], bool]) -> None:
         turn = asyncio.Event()

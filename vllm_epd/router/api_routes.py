@@ -32,7 +32,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
 
 async def _generate(request: web.Request, api: Api) -> web.StreamResponse:
     record = RECORD.get()
-    record.api = api.value
+    record.api = api
     if request.content_type != "application/json":
         raise BadRequestError("Unsupported Media Type: Only 'application/json' is allowed")
     services = request.app[SERVICES]

@@ -6,7 +6,7 @@ Beyond them a request would wait in the engine, where nobody can put it behind a
 instance. One that tells nothing has no bounds.
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from vllm_epd.types import InstanceInfo
 
@@ -17,8 +17,7 @@ KV_TOKENS = "kv_tokens"
 KV_CHUNK_TOKENS = "kv_chunk_tokens"
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(Struct, frozen=True):
     """What a request needs of an engine.
 
     Attributes:
@@ -32,8 +31,7 @@ class Ask:
     work: float = 0.0
 
 
-@dataclass(slots=True)
-class Seated:
+class Seated(Struct):
     """What requests have of one engine."""
 
     sequences: int = 0

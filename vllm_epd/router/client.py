@@ -3,7 +3,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
 from vllm_epd.errors import UpstreamError
@@ -35,14 +35,18 @@ class InstanceAnswer:
 
     async def read(self) -> bytes:
         """The whole body."""
-        with _Mapped(self._stage, self._instance):
+        try:
             return await self._connection.read()
+        except OSError as error:
+            raise _told(error, self._stage, self._instance) from error
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives."""
         while True:
-            with _Mapped(self._stage, self._instance):
+            try:
                 chunk = await self._connection.read_some()
+            except OSError as error:
+                raise _told(error, self._stage, self._instance) from error
             if not chunk:
                 return
             yield chunk
@@ -151,10 +155,12 @@ class _Call(AbstractAsyncContextManager[InstanceAnswer]):
         self._instance.await_answer(connection)
         try:
             pieces, self._pieces = self._pieces, ()  # an answer may last much longer than what it needs of the question
-            with _Mapped(self._stage, self._instance):
-                await connection.request(self._head, pieces)
+            await connection.request(self._head, pieces)
             if connection.status != 200:
                 raise await _refusal(connection, self._stage, self._instance)
+        except OSError as error:
+            self._let_go()
+            raise _told(error, self._stage, self._instance) from error
         except BaseException:
             self._let_go()
             raise
@@ -188,8 +194,7 @@ class _Call(AbstractAsyncContextManager[InstanceAnswer]):
 
 
 async def _refusal(connection: Connection, stage: Role, instance: Instance) -> UpstreamError:
-    with _Mapped(stage, instance):
-        body = await connection.read()
+    body = await connection.read()
     is_json = _content_type(connection) == "application/json"
     shown = body[:_SHOWN].decode(errors="replace")
     error = UpstreamError(
@@ -207,20 +212,10 @@ def _content_type(connection: Connection) -> str:
     return connection.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-class _Mapped(AbstractContextManager[None]):
-    """Turns what a connection raises into our own tree, the most specific first."""
-
-    __slots__ = ("_instance", "_stage")
-
-    def __init__(self, stage: Role, instance: Instance) -> None:
-        self._stage = stage
-        self._instance = instance
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if not isinstance(error, OSError):
-            return
-        who = f"{self._stage} instance {self._instance.name}"
-        if isinstance(error, TimeoutError):
-            raise UpstreamError(f"{who} did not answer in time", stage=self._stage.value, status=504) from error
-        reason = str(error) or type(error).__name__
-        raise BrokenOffError(f"{who} broke off: {reason}", stage=self._stage.value) from error
+def _told(error: OSError, stage: Role, instance: Instance) -> UpstreamError:
+    """What a connection raises, as a leaf of our own tree: the most specific one."""
+    who = f"{stage} instance {instance.name}"
+    if isinstance(error, TimeoutError):
+        return UpstreamError(f"{who} did not answer in time", stage=stage.value, status=504)
+    reason = str(error) or type(error).__name__
+    return BrokenOffError(f"{who} broke off: {reason}", stage=stage.value)

@@ -201,8 +201,12 @@ class Connection(asyncio.Protocol):
         return "content-length" not in self.headers and "transfer-encoding" not in self.headers
 
 
-def _gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
+def _gathered(pieces: Sequence[bytes]) -> Iterable[bytes]:
     """The pieces in order, neighbours joined where they are small: a write costs more than copying does."""
+    return [b"".join(pieces)] if sum(map(len, pieces)) <= _TOGETHER else _neighbours(pieces)
+
+
+def _neighbours(pieces: Iterable[bytes]) -> Iterator[bytes]:
     small: list[bytes] = []
     size = 0
     for piece in pieces:

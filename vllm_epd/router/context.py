@@ -3,8 +3,11 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TypeVar
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router.client import InstanceClient
@@ -48,8 +51,7 @@ class Services:
     recovery: Recovery
 
 
-@dataclass(slots=True)
-class RequestContext:
+class RequestContext(Struct):
     """One request on its way, or one branch of it. Each step reads what earlier ones have left here.
 
     Attributes:
@@ -192,6 +194,8 @@ class RequestContext:
 
     def well(self, stage: Role, candidates: Sequence[Instance]) -> Sequence[Instance]:
         """Those of some instances that work well, if there are any; otherwise all of them."""
+        if len(candidates) == 1:
+            return candidates
         well = [each for each in candidates if each.breaker.allows]
         if stage is Role.DECODE and self.planned.splits:
             allows = self.services.recovery.pairs.allows

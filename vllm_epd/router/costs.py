@@ -22,7 +22,7 @@ from math import prod
 from typing import Any
 
 from vllm_epd.router.inline import NOTHING, Inline
-from vllm_epd.router.media import MEDIA_KEYS, JsonObject, inline_data
+from vllm_epd.router.media import MEDIA_KEYS, JsonObject, MediaPart
 
 PIXELS_PER_TOKEN = 28 * 28
 BYTES_PER_TOKEN = 4
@@ -68,17 +68,16 @@ class Means:
         return self._means[modality]
 
 
-def media_tokens(part: JsonObject, means: Means, inline: Inline = NOTHING) -> float:
+def media_tokens(media: MediaPart, means: Means, inline: Inline = NOTHING) -> float:
     """What one media part is estimated at, whose data may be cut out as `inline`; at least 1."""
-    modality = modality_of(part)
-    data = inline_data(part)
-    known = None if data is None else _inline_tokens(modality, data.text, inline)
+    modality = modality_of(media.part)
+    known = None if media.data is None else _inline_tokens(modality, media.data.text, inline)
     return max(1.0, means.of(modality) if known is None else known)
 
 
-def inline_size(part: JsonObject, inline: Inline = NOTHING) -> tuple[int, int] | None:
+def inline_size(media: MediaPart, inline: Inline = NOTHING) -> tuple[int, int] | None:
     """Width and height of an image whose data is in the request and tells them."""
-    data = inline_data(part) if modality_of(part) == "image" else None
+    data = media.data if modality_of(media.part) == "image" else None
     return None if data is None else _image_size(data.text, inline)
 
 

@@ -3,7 +3,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from vllm_epd.errors import BadRequestError
 from vllm_epd.router.failures import TooLateError
@@ -14,8 +15,7 @@ SLO_HEADER = "X-Request-TTFT-SLO-Ms"
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
+class Deadline(Struct, frozen=True):
     """The times of one request, in seconds of the router's clock.
 
     Attributes:

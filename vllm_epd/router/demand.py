@@ -2,9 +2,11 @@
 """What one request asks of the stages, as estimated before any of them has seen it. Pure."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_epd.router import fields, jsonio
 from vllm_epd.router.capacity import Ask
@@ -18,8 +20,7 @@ from vllm_epd.router.requests import Api, ClientRequest
 ANSWER_TOKENS = 256.0
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(Struct, frozen=True):
     """The estimate; all numbers are tokens.
 
     Attributes:
@@ -75,7 +76,7 @@ def estimate(request: ClientRequest, means: Means, *, named: bool) -> Demand:
     texts = [chat_tokens(request.body["messages"])] if chat else map(completion_tokens, request.prompts)
     asked = request.max_tokens
     return Demand(
-        media=tuple(media_tokens(each.part, means, request.inline) for each in request.media),
+        media=tuple(media_tokens(each, means, request.inline) for each in request.media),
         texts=tuple(texts),
         answer=float(asked) if type(asked) is int else ANSWER_TOKENS,
         choices=request.n,

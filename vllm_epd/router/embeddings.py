@@ -8,8 +8,9 @@ part of how many it is: `{item, shard: [index, count]}`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router.jsonio import JsonObject
@@ -21,8 +22,7 @@ MODALITIES = frozenset({"image", "video", "audio"})
 DESCRIBE: JsonObject = {"epd": {"describe": True}}
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(Struct, frozen=True):
     """What keeps an embedding in its producer's pool for one request.
 
     Attributes:

@@ -3,8 +3,8 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from vllm_epd.router.admission import StageQueue
 from vllm_epd.router.holds import Hold
@@ -17,8 +17,7 @@ from vllm_epd.router.prefixes import Name
 from vllm_epd.router.reuse import Directory
 
 
-@dataclass(slots=True, eq=False)
-class Part:
+class Part(Struct, eq=False):
     """A distinct media part of one request until its embedding is there.
 
     Attributes:
@@ -29,7 +28,7 @@ class Part:
         cost: what encoding it is estimated at, in tokens.
         names: by what instances that have had it are known; empty if nobody asks.
         shard: which part of the item this is to be; None for all of it.
-        work: counts the instance that encodes it as busy.
+        worker: the instance that encodes it, and counts as busy with it.
         closed: set when it is over, however it ended.
     """
 
@@ -40,7 +39,7 @@ class Part:
     shard: Shard | None = None
     hold: Hold | None = None
     leads: bool = False
-    work: ExitStack = field(default_factory=ExitStack)
+    worker: Instance | None = None
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -52,10 +51,17 @@ class Part:
 
     def work_at(self, instance: Instance, nbytes: int) -> None:
         """Have it encoded by `instance`, and move its room there."""
-        self.work.close()
-        self.work.enter_context(instance.busy(self.cost))
+        self.rest()
+        self.worker = instance
+        instance.begin(self.cost)
         if self.room.instance is not instance:
             self.room.move(instance, self.room.slot, nbytes)
+
+    def rest(self) -> None:
+        """Nobody encodes it any more."""
+        if self.worker is not None:
+            self.worker.end(self.cost)
+            self.worker = None
 
     @property
     def label(self) -> str:
@@ -108,7 +114,7 @@ class Encoders:
 
     def close(self, part: Part) -> None:
         """Let go of what a part still has, and of those that wait for it."""
-        part.work.close()
+        part.rest()
         if part.hold is not None:
             part.hold.end()
         if part.digest is not None and self.leaders.get(part.digest) is part:

@@ -2,8 +2,9 @@
 """What one request holds of the pools of encode instances, and when that ends. No I/O."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
+
+from msgspec import Struct
 
 from vllm_epd.router.embeddings import Lease
 from vllm_epd.router.instances import Instance
@@ -44,8 +45,7 @@ class Hold:
             self._freed(self.instance.info.fingerprint)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Leased:
+class Leased(Struct, frozen=True, eq=False):
     """One embedding that is kept for a request.
 
     Attributes:

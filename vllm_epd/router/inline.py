@@ -10,7 +10,8 @@ stays where it is.
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 #: Shorter strings are no trouble to a parser.
 SHORTEST = 16 * 2**10
@@ -24,8 +25,7 @@ _NUMBER_DIGITS = 8
 Pieces = Sequence[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Inline:
+class Inline(Struct, frozen=True):
     """What was cut out of one body.
 
     Attributes:

@@ -9,10 +9,13 @@ from vllm_epd.errors import BadRequestError
 
 JsonObject = dict[str, Any]
 
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder()
+
 
 def encode(value: Any) -> bytes:
     """`value` as compact JSON."""
-    return msgspec.json.encode(value)
+    return _ENCODER.encode(value)
 
 
 def decode(raw: bytes) -> Any:
@@ -22,7 +25,7 @@ def decode(raw: bytes) -> Any:
         ValueError: it is not JSON, or nested too deeply.
     """
     try:
-        return msgspec.json.decode(raw)
+        return _DECODER.decode(raw)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 

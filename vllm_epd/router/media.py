@@ -7,8 +7,9 @@ first known key does.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from vllm_epd.errors import BadRequestError
 
@@ -31,35 +32,48 @@ _KEYS_IN_ORDER = ("image_url", "audio_url", "input_audio", "video_url", "tool_re
 _NOT_COPIED = frozenset({*MEDIA_KEYS, "type", "uuid"})
 
 
-@dataclass(frozen=True, slots=True)
-class MediaPart:
+class InlineData(Struct, frozen=True):
+    """The data of a media part that brings it along.
+
+    Attributes:
+        kind: type of the part.
+        text: the data, as a `data:` URL or in base64.
+        options: what is said of it: `format`, `detail` and the like.
+    """
+
+    kind: str
+    text: str
+    options: JsonObject
+
+
+class MediaPart(Struct, frozen=True):
     """One media part of a request.
 
     Attributes:
         message: index of its message.
         position: index of the part in that message's content.
         part: the part without the client's `uuid`, which could alias another client's.
+        data: what it brings along; None where that lies elsewhere, and may be other data tomorrow.
     """
 
     message: int
     position: int
     part: JsonObject
+    data: InlineData | None = None
 
     def emptied(self) -> "MediaPart":
         """The part without its data."""
         return MediaPart(self.message, self.position, _extra_fields(self.part))
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
+class Shard(Struct, frozen=True):
     """Which part of how many of an item; one at or past `count` has nothing in it."""
 
     index: int
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedItem:
+class EncodedItem(Struct, frozen=True):
     """One encoded media item, or a shard of one.
 
     Attributes:
@@ -91,21 +105,6 @@ class EncodedItem:
         return self.handle is not None or bool(self.parts)
 
 
-@dataclass(frozen=True, slots=True)
-class InlineData:
-    """The data of a media part that brings it along.
-
-    Attributes:
-        kind: type of the part.
-        text: the data, as a `data:` URL or in base64.
-        options: what is said of it: `format`, `detail` and the like.
-    """
-
-    kind: str
-    text: str
-    options: JsonObject
-
-
 def find_media(messages: Sequence[Any]) -> tuple[MediaPart, ...]:
     """The media parts in order of appearance.
 
@@ -120,20 +119,9 @@ def find_media(messages: Sequence[Any]) -> tuple[MediaPart, ...]:
         for position, part in enumerate(content if isinstance(content, list) else ()):
             where = f"messages[{index}].content[{position}]"
             if (kind := _media_kind(part, where)) is not None:
-                found.append(MediaPart(index, position, _without_uuid(part, kind)))
+                clean = _without_uuid(part, kind)
+                found.append(MediaPart(index, position, clean, _inline_data(clean)))
     return tuple(found)
-
-
-def inline_data(part: JsonObject) -> InlineData | None:
-    """The data of a media part; None where it lies elsewhere, and may be other data tomorrow."""
-    kind = part.get("type") or next(key for key in _KEYS_IN_ORDER if key in part)
-    data = part[MEDIA_KEYS[kind]]
-    field = "data" if kind == "input_audio" else "url"
-    options = data if isinstance(data, dict) else {field: data}
-    text = options[field]
-    if field == "url" and text[:5].lower() != "data:":
-        return None
-    return InlineData(kind, text, {name: value for name, value in options.items() if name != field})
 
 
 def replace_media(messages: Sequence[Any], media: Sequence[MediaPart], items: Sequence[EncodedItem]) -> list[Any]:
@@ -145,6 +133,17 @@ def replace_media(messages: Sequence[Any], media: Sequence[MediaPart], items: Se
 def strip_uuids(messages: Sequence[Any], media: Sequence[MediaPart]) -> list[Any]:
     """The messages with the media as the client sent it, but without the client's names for it."""
     return _with_parts(messages, media, [each.part for each in media])
+
+
+def _inline_data(part: JsonObject) -> InlineData | None:
+    kind = part.get("type") or next(key for key in _KEYS_IN_ORDER if key in part)
+    data = part[MEDIA_KEYS[kind]]
+    field = "data" if kind == "input_audio" else "url"
+    options = data if isinstance(data, dict) else {field: data}
+    text = options[field]
+    if field == "url" and text[:5].lower() != "data:":
+        return None
+    return InlineData(kind, text, {name: value for name, value in options.items() if name != field})
 
 
 def _with_parts(messages: Sequence[Any], media: Sequence[MediaPart], parts: Sequence[JsonObject]) -> list[Any]:

@@ -35,6 +35,7 @@ class Metrics:
             " and NoInstanceError are refusals of the router. A stream that failed has status 200 in `requests`.",
             "reason",
         )
+        self._running = 0
         self._in_flight = self._gauge("in_flight", "Requests being served.")
         self._ttft = self._histogram(
             "time_to_first_token_seconds",
@@ -87,11 +88,12 @@ class Metrics:
             "reason",
         )
         self._parted = self._gauge("parted_pairs", "Pairs of P and D that get no work together, as they fail together.")
-        self._embeddings = self._counter(
+        embeddings = self._counter(
             "embeddings",
             "Distinct media parts of requests or shards of them, by where their embedding came from.",
             "source",
         )
+        self._encoded, self._reused = embeddings.labels("encoded"), embeddings.labels("reused")
         self._prefix_queries = self._counter(
             "prefix_cache_queries",
             "Tokens of prompts, as estimated, that were looked for among what the prefill instances have had."
@@ -117,11 +119,11 @@ class Metrics:
 
     def came(self) -> None:
         """Count a request as one that is being served, until it `went`."""
-        self._in_flight.inc()
+        self._running += 1
 
     def went(self) -> None:
         """One is not any more."""
-        self._in_flight.dec()
+        self._running -= 1
 
     def answered(self, route: str, status: int) -> None:
         """Count an answer; 499 stands for a client that went away."""
@@ -156,11 +158,11 @@ class Metrics:
 
     def encoded(self) -> None:
         """Count a media part that was encoded."""
-        self._embeddings.labels("encoded").inc()
+        self._encoded.inc()
 
     def reused(self) -> None:
         """Count a media part whose embedding an instance still held."""
-        self._embeddings.labels("reused").inc()
+        self._reused.inc()
 
     def sent_prompt(self, tokens: int, seen: int) -> None:
         """Count a prompt of so many tokens that goes to an instance which has seen some of them."""
@@ -183,6 +185,7 @@ class Metrics:
             waiting: how many requests wait for each stage.
             parted: how many pairs of instances get no work together.
         """
+        self._in_flight.set(self._running)
         self._parted.set(parted)
         for stage, count in waiting.items():
             self._waiting.labels(stage.value).set(count)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The first token of an answer as P has sampled it, in the forms in which a single vLLM server sends it. Pure."""
 
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router import jsonio, sse
@@ -13,8 +14,7 @@ from vllm_epd.router.requests import Api, ClientRequest
 _REPLACEMENT = "\ufffd"
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+class Opening(Struct, frozen=True):
     """P's answer of one token, and how the client wants to see it.
 
     Attributes:

@@ -8,8 +8,9 @@ is overtaken only by those that come within a bounded time after it, and nobody 
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from vllm_epd.router.named import named
 
@@ -25,8 +26,7 @@ MAX_SLO_S = 600.0
 MAX_WORK = 10_000_000.0
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(Struct, frozen=True):
     """What is known of a request that waits for a stage.
 
     Attributes:

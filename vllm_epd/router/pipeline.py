@@ -23,12 +23,15 @@ class Pipeline:
         Raises:
             RequestError: it cannot be served; if `ctx.sink` has started, a part of it was.
         """
-        with ctx.services.recovery.kept(ctx.request.nbytes) as kept:
-            ctx.original = ctx.request if kept else None
-            try:
-                await serve(self._steps, ctx)
-            finally:
-                ctx.let_go()
+        recovery, nbytes = ctx.services.recovery, ctx.request.nbytes
+        kept = recovery.keep(nbytes)
+        ctx.original = ctx.request if kept else None
+        try:
+            await serve(self._steps, ctx)
+        finally:
+            ctx.let_go()
+            if kept:
+                recovery.drop(nbytes)
 
 
 def log_failure(request_id: str, error: RequestError) -> None:

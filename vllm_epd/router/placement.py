@@ -3,7 +3,8 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from vllm_epd.router.instances import Instance
 from vllm_epd.router.pools import Slot
@@ -13,8 +14,7 @@ from vllm_epd.router.prefixes import Name
 Estimate = Callable[[Instance], int]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Place:
+class Place(Struct, frozen=True, eq=False):
     """A slot of one pool, and what it takes there."""
 
     instance: Instance
@@ -22,8 +22,7 @@ class Place:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Need:
+class Need(Struct, frozen=True, eq=False):
     """What one media part needs of a pool.
 
     Attributes:
@@ -64,9 +63,10 @@ def place(
             if not roomy and not empty:
                 return None
             instance = choose(roomy or encoders, need)
-            placed[need] = Place(instance, need.slot, estimate(instance))
-            tentative.enter_context(instance.pool.held(need.slot, estimate(instance)))
-            tentative.enter_context(instance.busy(need.cost))
+            found = placed[need] = Place(instance, need.slot, estimate(instance))
+            if len(placed) < len(needs):  # others are still to be placed
+                tentative.enter_context(instance.pool.held(found.slot, found.nbytes))
+                tentative.enter_context(instance.busy(need.cost))
         return [placed[need] for need in needs]
 
 

@@ -2,7 +2,9 @@
 """Which instances serve one request: a pure function of who is there and what the request needs."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_epd.errors import NoInstanceError
 from vllm_epd.router.failures import UnknownModelError
@@ -16,8 +18,7 @@ MEDIA = (Role.ENCODE, Role.PREFILL, Role.DECODE)
 RETRY_AFTER_S = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """The way of one request. Roles may change later; what was planned stays.
 
     Attributes:

@@ -2,14 +2,14 @@
 """Which of several equally able instances serves next; pure functions of their loads."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from vllm_epd.router.named import named
 from vllm_epd.types import Role
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(Struct, frozen=True):
     """What an instance has to do already.
 
     Attributes:

@@ -4,7 +4,8 @@
 import re
 from collections.abc import Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from vllm_epd.router.failures import SERVER_ERROR
 from vllm_epd.router.requests import ClientRequest
@@ -21,8 +22,7 @@ _PROMPT_TOKENS = re.compile(rb'"prompt_tokens"\s*+:\s*+([0-9]+)')
 _COMPLETION_TOKENS = re.compile(rb'"completion_tokens"\s*+:\s*+([0-9]+)')
 
 
-@dataclass(slots=True)
-class Record:
+class Record(Struct):
     """One request, from its arrival to its end.
 
     Attributes:

@@ -4,8 +4,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
@@ -48,24 +47,27 @@ class Recovery:
         self.random = Random()
         self._free_bytes = recovery_bytes
 
-    @contextmanager
-    def kept(self, nbytes: int) -> Iterator[bool]:
-        """Whether there is room for a body of so many bytes; it is taken for the length of a `with` block."""
-        fits = nbytes <= self._free_bytes
-        taken = nbytes if fits else 0
-        self._free_bytes -= taken
-        try:
-            yield fits
-        finally:
-            self._free_bytes += taken
+    def keep(self, nbytes: int) -> bool:
+        """Whether there is room for a body of so many bytes; it is taken then, until `drop`."""
+        if nbytes > self._free_bytes:
+            return False
+        self._free_bytes -= nbytes
+        return True
+
+    def drop(self, nbytes: int) -> None:
+        """Take back one `keep`."""
+        self._free_bytes += nbytes
 
 
 async def run_steps(steps: Sequence[Step], ctx: "RequestContext") -> None:
     """Run the steps that apply, in order."""
     for step in steps:
         if step.applies(ctx):
-            with nullcontext() if step.span is None else ctx.record.timeline.during(step.span):
+            if step.span is None:
                 await step.run(ctx)
+            else:
+                with ctx.record.timeline.during(step.span):
+                    await step.run(ctx)
 
 
 async def serve(steps: Sequence[Step], ctx: "RequestContext") -> None:

@@ -6,9 +6,11 @@ The client's body is shared by all bodies made from it and never changed.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from enum import Enum
+from enum import StrEnum
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_epd.errors import BadRequestError
 from vllm_epd.router import fields, jsonio
@@ -21,7 +23,6 @@ from vllm_epd.router.media import (
     MediaPart,
     Shard,
     find_media,
-    inline_data,
     replace_media,
     strip_uuids,
 )
@@ -47,7 +48,7 @@ COMPLETION_TOKENS = 16
 _OF_STREAMS = ("stream_options", "stream_interval")
 
 
-class Api(Enum):
+class Api(StrEnum):
     """The two generating APIs."""
 
     CHAT = "/v1/chat/completions"
@@ -64,8 +65,7 @@ class Api(Enum):
         return "chatcmpl-" if self is Api.CHAT else "cmpl-"
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
+class Branch(Struct, frozen=True):
     """One prompt and one choice of a request: what one pair of P and D serves.
 
     Attributes:
@@ -79,8 +79,7 @@ class Branch:
     choice: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ClientRequest:
+class ClientRequest(Struct, frozen=True):
     """A request as far as the router looks into it.
 
     Attributes:
@@ -110,6 +109,11 @@ class ClientRequest:
     def stream(self) -> bool:
         """Whether the answer is a stream of events."""
         return bool(self.body.get("stream"))
+
+    @property
+    def without_data(self) -> bool:
+        """Whether its media is metadata already, see `without_media`."""
+        return not self.raw
 
     @property
     def nbytes(self) -> int:
@@ -183,10 +187,8 @@ def _parse(api: Api, raw: bytes, inline: Inline) -> ClientRequest:
 
 def _all_in_media(request: ClientRequest) -> bool:
     """Whether all that was cut out is the data of media parts, each of which goes where its part goes."""
-    data = [inline_data(each.part) for each in request.media]
-    return sum(each is not None and request.inline.held(each.text) is not None for each in data) == len(
-        request.inline.data
-    )
+    held = [each for each in request.media if each.data is not None and request.inline.held(each.data.text) is not None]
+    return len(held) == len(request.inline.data)
 
 
 def encode_body(request: ClientRequest, media: MediaPart, offer: str, shard: Shard | None = None) -> JsonObject:
@@ -294,7 +296,8 @@ def _set_messages(body: JsonObject, request: ClientRequest, items: Sequence[Enco
     if items is None:
         body["messages"] = strip_uuids(request.body["messages"], request.media)
         return
-    body["messages"] = replace_media(request.body["messages"], request.media, items)
+    if not request.without_data:
+        body["messages"] = replace_media(request.body["messages"], request.media, items)
     if params := transfer_params(items):
         body["ec_transfer_params"] = params
 

@@ -3,12 +3,12 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import lru_cache
-from hashlib import sha256
 from typing import Any
 
 import msgspec
+from blake3 import blake3
+from msgspec import Struct
 
 from vllm_epd.router import fields
 from vllm_epd.router.embeddings import Lease
@@ -25,22 +25,13 @@ def circumstances(request: ClientRequest, group: Fingerprint) -> bytes:
     return _canonical(options) + _of_group(group)
 
 
-def digest(data: InlineData, circumstances: bytes) -> str:
-    """The name of the embedding of some data."""
-    hashed = sha256()
-    for piece in (circumstances, data.kind.encode(), _canonical(data.options), data.text.encode()):
-        hashed.update(len(piece).to_bytes(8, "big"))
-        hashed.update(piece)
-    return hashed.hexdigest()
+def digesting(data: InlineData, circumstances: bytes) -> blake3:
+    """What gives the name of the embedding of some data, once the text of the data has been fed to it."""
+    around = (circumstances, data.kind.encode(), _canonical(data.options))
+    return blake3(b"".join([part for each in around for part in (len(each).to_bytes(8, "big"), each)]))
 
 
-def hashed(data: InlineData, digest: str) -> InlineData:
-    """A stand-in for data that is kept apart, by the digest of it; no client's own data is of its kind."""
-    return replace(data, kind=f"hashed {data.kind}", text=digest)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Known:
+class Known(Struct, frozen=True, eq=False):
     """An embedding that was made and may be there still.
 
     Attributes:

@@ -2,7 +2,8 @@
 """One media part that several encode instances work on: how many, and the item that their shards make up. Pure."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router.encoders import Part

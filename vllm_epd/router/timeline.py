@@ -27,6 +27,8 @@ _SPANS = tuple(Span)
 
 #: Where the time goes that a request waits for a stage.
 QUEUE: Mapping[Role, Span] = {role: Span(f"{role.value}_queue") for role in Role}
+#: Where it goes that a stage serves it.
+STAGE: Mapping[Role, Span] = {role: Span(role.value) for role in Role}
 
 
 class Timeline:
@@ -46,9 +48,10 @@ class Timeline:
         self._clock = clock
         self._spent: dict[Span, _Spent] = {}
 
-    def during(self, span: Span, *, within: Span | None = None) -> "_Block":
+    def during(self, span: Span, *, within: Span | None = None) -> "_Spent | _Within":
         """Count a `with` block as time in `span`; not as time in the one around it, if that is named."""
-        return _Block(self._of(span), None if within is None else self._of(within), self._clock)
+        spent = self._of(span)
+        return spent if within is None else _Within(spent, self._of(within), self._clock)
 
     def begin_answer(self) -> None:
         """The client gets the first of its answer now; once, however often it is called."""
@@ -76,22 +79,31 @@ class Timeline:
     def _of(self, span: Span) -> "_Spent":
         found = self._spent.get(span)
         if found is None:
-            found = self._spent[span] = _Spent()
+            found = self._spent[span] = _Spent(self._clock)
         return found
 
 
 class _Spent:
-    """The time in one span.
+    """The time in one span; a `with` block of it is time in it.
 
     Attributes:
         open: how many are in it now.
     """
 
-    __slots__ = ("_seconds", "_since", "open")
+    __slots__ = ("_clock", "_seconds", "_since", "open")
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._seconds = self._since = 0.0
         self.open = 0
+
+    def __enter__(self) -> None:
+        self.enter(self._clock())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leave(self._clock())
 
     def enter(self, now: float) -> None:
         """One more is in the span."""
@@ -110,20 +122,19 @@ class _Spent:
         return self._seconds + now - self._since if self.open else self._seconds
 
 
-class _Block:
+class _Within:
     """Time in one span, and not in the one around it."""
 
     __slots__ = ("_around", "_clock", "_spent")
 
-    def __init__(self, spent: _Spent, around: _Spent | None, clock: Callable[[], float]) -> None:
+    def __init__(self, spent: _Spent, around: _Spent, clock: Callable[[], float]) -> None:
         self._spent = spent
         self._around = around
         self._clock = clock
 
     def __enter__(self) -> None:
         now = self._clock()
-        if self._around is not None:
-            self._around.leave(now)
+        self._around.leave(now)
         self._spent.enter(now)
 
     def __exit__(
@@ -131,8 +142,7 @@ class _Block:
     ) -> None:
         now = self._clock()
         self._spent.leave(now)
-        if self._around is not None:
-            self._around.enter(now)
+        self._around.enter(now)
 
 
 def server_timing(timeline: Timeline) -> str:

@@ -27,7 +27,7 @@ from vllm_epd.router.config import RouterConfig
 from vllm_epd.router.costs import Means, chat_tokens, image_size, media_tokens, metadata_tokens
 from vllm_epd.router.deadlines import SLO_HEADER
 from vllm_epd.router.keys import SERVICES
-from vllm_epd.router.media import find_media, inline_data
+from vllm_epd.router.media import find_media
 from vllm_epd.router.prefixes import BLOCK_TOKENS, Holders, chain
 
 POOL = {"pool_bytes": POOL_ITEMS * ITEM_BYTES, "max_item_bytes": ITEM_BYTES}
@@ -50,7 +50,7 @@ class PacedInstance(FakeInstance):
     def _seconds(self, seen: Seen) -> float:
         messages = seen.body["messages"]
         if seen.kind == "encode":
-            return sum(media_tokens(each.part, Means()) for each in find_media(messages)) / ENCODE_RATE
+            return sum(media_tokens(each, Means()) for each in find_media(messages)) / ENCODE_RATE
         if seen.kind == "prefill":
             return self._prefill_tokens(messages) / PREFILL_RATE
         return 0.0
@@ -66,7 +66,7 @@ class PacedInstance(FakeInstance):
     def _described(self, seen: Seen) -> dict[str, object]:
         described = super()._described(seen)
         for (_, data), media in zip(items_of(seen.body), find_media(seen.body["messages"]), strict=True):
-            width, height = _size(inline_data(media.part).text)
+            width, height = _size(media.data.text)
             described[item_hash(data)]["metadata"] = {"image_grid_thw": [1, height // 14, width // 14]}
         return described
 

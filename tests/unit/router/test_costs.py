@@ -22,6 +22,7 @@ from vllm_epd.router.costs import (
     metadata_tokens,
     modality_of,
 )
+from vllm_epd.router.media import find_media
 
 SIZES = st.tuples(st.integers(1, 300), st.integers(1, 300))
 FORMATS = [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("GIF", {}), ("BMP", {})]
@@ -40,6 +41,11 @@ def url(data, kind="image/png"):
 
 def image_part(address):
     return {"type": "image_url", "image_url": {"url": address}}
+
+
+def tokens_of(part, means=None):
+    (media,) = find_media([{"role": "user", "content": [part]}])
+    return media_tokens(media, means or Means())
 
 
 @pytest.mark.parametrize(("form", "options"), FORMATS, ids=str)
@@ -63,27 +69,27 @@ def test_no_bytes_are_too_strange(data, begin):
 
 @given(st.text(max_size=40))
 def test_no_text_is_too_strange(data):
-    assert media_tokens(image_part("data:image/png;base64," + data), Means()) >= 1
+    assert tokens_of(image_part("data:image/png;base64," + data)) >= 1
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 def test_an_image_is_a_token_for_28_pixels_square(form):
-    assert media_tokens(image_part(url(picture((560, 280), form))), Means()) == 20 * 10
+    assert tokens_of(image_part(url(picture((560, 280), form)))) == 20 * 10
 
 
 def test_the_size_is_found_behind_much_else():
     data = picture((280, 280), "JPEG", exif=b"Exif\0\0" + bytes(60_000))
-    assert media_tokens(image_part(url(data)), Means()) == 100
+    assert tokens_of(image_part(url(data))) == 100
 
 
 def test_what_cannot_be_known_is_taken_for_the_average_of_its_kind():
     means = Means()
     far = image_part("https://example.org/cat.png")
-    assert media_tokens(far, means) == FIRST_GUESS["image"]
+    assert tokens_of(far, means) == FIRST_GUESS["image"]
     for _ in range(100):
         means.note("image", 50.0)
-    assert media_tokens(far, means) == pytest.approx(50.0, abs=1.0)
-    assert media_tokens(image_part("data:image/png;base64,CAT"), means) == means.of("image")
+    assert tokens_of(far, means) == pytest.approx(50.0, abs=1.0)
+    assert tokens_of(image_part("data:image/png;base64,CAT"), means) == means.of("image")
     assert means.of("video") == FIRST_GUESS["video"]
 
 
@@ -91,14 +97,14 @@ def test_sound_is_measured_in_seconds():
     wav = b"RIFF\0\0\0\0WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 16000, 32000, 2, 16) + b"data\0\0\0\0"
     data = base64.b64encode(wav + bytes(4 * 32000 - len(wav))).decode()
     part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
-    assert media_tokens(part, Means()) == pytest.approx(4 * AUDIO_TOKENS_PER_S, rel=1e-3)
+    assert tokens_of(part) == pytest.approx(4 * AUDIO_TOKENS_PER_S, rel=1e-3)
     mp3 = {"type": "audio_url", "audio_url": {"url": url(bytes(32_000), "audio/mpeg")}}
-    assert media_tokens(mp3, Means()) == pytest.approx(2 * AUDIO_TOKENS_PER_S, rel=1e-3)
+    assert tokens_of(mp3) == pytest.approx(2 * AUDIO_TOKENS_PER_S, rel=1e-3)
 
 
 def test_film_is_measured_in_bytes():
     part = {"type": "video_url", "video_url": {"url": url(bytes(250_000), "video/mp4")}}
-    assert media_tokens(part, Means()) == pytest.approx(2 * 768, rel=1e-3)
+    assert tokens_of(part) == pytest.approx(2 * 768, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.router.conftest import image, text
 from vllm_epd.errors import BadRequestError
-from vllm_epd.router.media import EncodedItem, find_media, inline_data, replace_media, strip_uuids
+from vllm_epd.router.media import EncodedItem, find_media, replace_media, strip_uuids
 
 CAT = image("cat")
 URL = {"url": "http://host/x"}
@@ -154,5 +154,5 @@ INLINE = {
 @pytest.mark.parametrize(("part", "found"), INLINE.values(), ids=INLINE.keys())
 def test_the_data_that_a_part_brings_along(part, found):
     (media,) = find_media([{"role": "user", "content": [part]}])
-    data = inline_data(media.part)
+    data = media.data
     assert found == (None if data is None else (data.kind, data.text, *data.options))

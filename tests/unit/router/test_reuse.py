@@ -10,10 +10,11 @@ from tests.fakes.instance import FINGERPRINT
 from tests.unit.router.conftest import image
 from tests.unit.router.test_pools import ENCODER
 from vllm_epd.router.embeddings import Lease
+from vllm_epd.router.inline import NOTHING, SHORTEST, Cutter
 from vllm_epd.router.instances import Instance
-from vllm_epd.router.media import EncodedItem, InlineData, inline_data
+from vllm_epd.router.media import EncodedItem, InlineData
 from vllm_epd.router.requests import Api, parse_request
-from vllm_epd.router.reuse import Directory, Known, circumstances, digest
+from vllm_epd.router.reuse import Directory, Known, circumstances, digesting
 
 CAT = image("cat")
 
@@ -21,7 +22,14 @@ CAT = image("cat")
 def name(part=CAT, group=FINGERPRINT, **fields):
     body = {"model": "tiny", "messages": [{"role": "user", "content": [part]}], **fields}
     request = parse_request(Api.CHAT, json.dumps(body).encode())
-    return digest(inline_data(request.media[0].part), circumstances(request, group))
+    return digest(request.media[0].data, circumstances(request, group))
+
+
+def digest(data, around, inline=NOTHING):
+    found = digesting(data, around)
+    for piece in inline.filled(data.text.encode()):
+        found.update(piece)
+    return found.hexdigest()
 
 
 SAME = {
@@ -62,6 +70,15 @@ def test_sound_in_two_formats_is_not_the_same():
 
 def test_pieces_do_not_run_into_each_other():
     assert digest(InlineData("ab", "c", {}), b"x") != digest(InlineData("b", "c", {}), b"xa")
+
+
+def test_data_has_one_name_whether_or_not_it_is_cut_out_of_its_body():
+    part = image("a" * SHORTEST)
+    cutter = Cutter()
+    cutter.feed(json.dumps({"model": "tiny", "messages": [{"role": "user", "content": [part]}]}).encode())
+    request = parse_request(Api.CHAT, *cutter.close())
+    assert request.inline
+    assert digest(request.media[0].data, circumstances(request, FINGERPRINT), request.inline) == name(part)
 
 
 def known(key="k", holder=None):

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Have the answer generated, and pass it on as it comes."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router import sse
@@ -44,26 +43,30 @@ class DecodeStep:
         instance = seat.instance
         ctx.turn_to(Role.DECODE, instance)
         ctx.hold.close()
-        sink = _sink(ctx, instance)
-        index = ctx.branch.index
-        headers = ctx.headers_for(f"-{index}" if index else "")
-        with seat, _noted_pair(ctx, instance):
-            async with ctx.services.client.post(
-                Role.DECODE,
-                instance,
-                ctx.request.api.value,
-                _body(ctx),
-                headers,
-                timeout_s=ctx.time_for(Role.DECODE),
-            ) as answer:
-                ctx.forget_body()
-                if answer.is_stream:
-                    await _relay(answer, ctx, sink, instance.name)
-                else:
-                    whole = clean_answer(await answer.read(), _STAGE)
-                    _note_begun(ctx)
-                    await sink.body(whole)
+        with seat:
+            try:
+                await _generate(ctx, instance)
+            except UpstreamError as error:
+                _note_failed(ctx, instance, error)
+                raise
+        ctx.services.recovery.pairs.succeeded(ctx.planned.prefill, instance)
         ctx.answered = True
+
+
+async def _generate(ctx: RequestContext, instance: Instance) -> None:
+    sink = _sink(ctx, instance)
+    index = ctx.branch.index
+    headers = ctx.headers_for(f"-{index}" if index else "")
+    async with ctx.services.client.post(
+        Role.DECODE, instance, ctx.request.api, _body(ctx), headers, timeout_s=ctx.time_for(Role.DECODE)
+    ) as answer:
+        ctx.forget_body()
+        if answer.is_stream:
+            await _relay(answer, ctx, sink, instance.name)
+        else:
+            whole = clean_answer(await answer.read(), _STAGE)
+            _note_begun(ctx)
+            await sink.body(whole)
 
 
 def _sink(ctx: RequestContext, instance: Instance) -> Sink:
@@ -94,17 +97,10 @@ def _body(ctx: RequestContext) -> Pieces:
     return request.written(decode_body(request, ctx.branch, ctx.encoded, ctx.kv, sent=ctx.sent, tells_tokens=tells))
 
 
-@contextmanager
-def _noted_pair(ctx: RequestContext, instance: Instance) -> Iterator[None]:
-    """Remember whether P and D get on: one that answers that it failed may be well with others."""
-    pairs, prefill = ctx.services.recovery.pairs, ctx.planned.prefill
-    try:
-        yield
-    except UpstreamError as error:
-        if ctx.planned.splits and error.status >= SERVER_ERROR and not isinstance(error, _GONE):
-            pairs.failed(prefill, instance)
-        raise
-    pairs.succeeded(prefill, instance)
+def _note_failed(ctx: RequestContext, instance: Instance, error: UpstreamError) -> None:
+    """Remember that P and D do not get on: one that answers that it failed may be well with others."""
+    if ctx.planned.splits and error.status >= SERVER_ERROR and not isinstance(error, _GONE):
+        ctx.services.recovery.pairs.failed(ctx.planned.prefill, instance)
 
 
 def _note_begun(ctx: RequestContext) -> None:

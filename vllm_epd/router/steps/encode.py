@@ -4,17 +4,15 @@
 import asyncio
 from functools import partial
 
-from blake3 import blake3
-
 from vllm_epd.router import jsonio
 from vllm_epd.router.context import RequestContext
 from vllm_epd.router.costs import modality_of
 from vllm_epd.router.demand import learn
 from vllm_epd.router.encoders import Part
-from vllm_epd.router.inline import Inline, Pieces
-from vllm_epd.router.media import EncodedItem, MediaPart, inline_data
+from vllm_epd.router.inline import Inline
+from vllm_epd.router.media import EncodedItem, MediaPart
 from vllm_epd.router.prefixes import Name, holder, whole
-from vllm_epd.router.reuse import circumstances, digest, hashed
+from vllm_epd.router.reuse import circumstances, digesting
 from vllm_epd.router.shards import degree, joined, shards_of
 from vllm_epd.router.steps.settle import settle
 from vllm_epd.router.steps.wait import pick_encoder, room_to_encode
@@ -115,16 +113,10 @@ def _names(ctx: RequestContext, media: MediaPart) -> list[Name]:
 
 
 async def _digest(media: MediaPart, around: bytes, inline: Inline) -> str | None:
-    data = inline_data(media.part)
-    if data is None:
+    if media.data is None:
         return None
-    pieces = inline.held(data.text)
-    return digest(data if pieces is None else hashed(data, await _hash(pieces)), around)
-
-
-async def _hash(pieces: Pieces) -> str:
-    found, size = blake3(), 0
-    for piece in pieces:
+    found, size = digesting(media.data, around), 0
+    for piece in inline.filled(media.data.text.encode()):
         found.update(piece)
         size += len(piece)
         if size >= _TURN:

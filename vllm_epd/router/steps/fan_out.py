@@ -10,7 +10,9 @@ prefill instances, and all pairs over the decode instances, by the routing polic
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from vllm_epd.router import sse
 from vllm_epd.router.choices import StreamMerger, merge_answers

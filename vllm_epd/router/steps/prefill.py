@@ -65,7 +65,7 @@ async def _ask(ctx: RequestContext, offer: Offer | None, samples: bool) -> JsonO
     ctx.turn_to(Role.PREFILL, instance)
     headers = ctx.headers_for(_suffix(ctx.branch.index))
     raw = await ctx.services.client.ask(
-        Role.PREFILL, instance, ctx.request.api.value, body, headers, timeout_s=ctx.time_for(Role.PREFILL)
+        Role.PREFILL, instance, ctx.request.api, body, headers, timeout_s=ctx.time_for(Role.PREFILL)
     )
     return decode_answer(raw, Role.PREFILL.value)
 

@@ -7,7 +7,8 @@ a lease of their own on the embedding; if there is none, one of them leads.
 
 import asyncio
 import logging
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router.answers import decode_answer
@@ -98,13 +99,14 @@ def _another(ctx: RequestContext, part: Part, avoid: Instance) -> Instance:
 async def _ask(ctx: RequestContext, part: Part, instance: Instance) -> EncodedItem:
     """One try at one instance; if nobody learns of what it has encoded, it need not keep that."""
     offer = offer_name(ctx.request_id, f"{part.label}-")
-    part.work_at(instance, ctx.services.encoders.sizes.estimate(instance.info))
+    if part.worker is not instance:
+        part.work_at(instance, ctx.services.encoders.sizes.estimate(instance.info))
     ctx.record.asked(Role.ENCODE, instance.name)
     headers = ctx.headers_for(f"-{part.label}")
     body = ctx.request.written(encode_body(ctx.request, ctx.request.media[part.places[0]], offer, part.shard))
     try:
         answer = await ctx.services.client.ask(
-            Role.ENCODE, instance, ctx.request.api.value, body, headers, timeout_s=ctx.time_for(Role.ENCODE)
+            Role.ENCODE, instance, ctx.request.api, body, headers, timeout_s=ctx.time_for(Role.ENCODE)
         )
         return read_offer(decode_answer(answer, Role.ENCODE.value), instance.name)
     except UnreachableError:

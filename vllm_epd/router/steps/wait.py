@@ -17,7 +17,7 @@ from vllm_epd.router.placement import Need
 from vllm_epd.router.prefixes import BLOCK_TOKENS, holder
 from vllm_epd.router.requests import EPD
 from vllm_epd.router.seats import Seat
-from vllm_epd.router.timeline import QUEUE, Span
+from vllm_epd.router.timeline import QUEUE, STAGE, Span
 from vllm_epd.types import Role
 
 
@@ -36,7 +36,7 @@ def _describe(ctx: RequestContext) -> None:
     record, request = ctx.record, ctx.request
     kinds = (modality_of(each.part) for each in request.media)
     record.media_tokens = tuple(zip(kinds, ctx.demand.media, strict=True))
-    record.media_sizes = tuple(inline_size(each.part, request.inline) for each in request.media)
+    record.media_sizes = tuple(inline_size(each, request.inline) for each in request.media)
     record.text_tokens = sum(ctx.demand.texts)
 
 
@@ -128,24 +128,24 @@ async def seat_to_decode(ctx: RequestContext) -> Seat:
 
 
 def _take_pair(ctx: RequestContext, taken: list[Seat]) -> bool:
-    prefill = _roomy_prefill(ctx, _ask(ctx, Role.PREFILL))
+    ask = _ask(ctx, Role.PREFILL)
+    prefill = _roomy_prefill(ctx, ask)
     if prefill is None:
         return False
     if prefill.info.kv == EPD:
         ctx.route = ctx.planned.by(prefill)
-        decode = _roomy(ctx.well(Role.DECODE, ctx.peers(Role.DECODE)), _ask(ctx, Role.DECODE))
-        if not decode:
+        if not _take_decoder(ctx, taken):
             return False
-        taken.append(_sit(ctx, ctx.services.scheduling.chooser.pick(Role.DECODE, decode), _ask(ctx, Role.DECODE)))
-    taken.insert(0, _sit_to_prefill(ctx, prefill))
+    taken.insert(0, _sit_to_prefill(ctx, prefill, ask))
     return True
 
 
 def _take_whole(ctx: RequestContext, taken: list[Seat]) -> bool:
-    instance = _roomy_prefill(ctx, _ask(ctx, Role.PREFILL))
+    ask = _ask(ctx, Role.PREFILL)
+    instance = _roomy_prefill(ctx, ask)
     if instance is None:
         return False
-    taken.append(_sit_to_prefill(ctx, instance))
+    taken.append(_sit_to_prefill(ctx, instance, ask))
     return True
 
 
@@ -166,13 +166,13 @@ def _roomy_prefill(ctx: RequestContext, ask: Ask) -> Instance | None:
     return pick_prefill(ctx, roomy)
 
 
-def _sit_to_prefill(ctx: RequestContext, instance: Instance) -> Seat:
+def _sit_to_prefill(ctx: RequestContext, instance: Instance, ask: Ask) -> Seat:
     ctx.route = ctx.planned.by(instance)
     names, seen, who = ctx.demand.names(ctx.branch.prompt), ctx.services.scheduling.seen_prompts, holder(instance.info)
     if names:
         ctx.services.metrics.sent_prompt(BLOCK_TOKENS * len(names), BLOCK_TOKENS * seen.blocks(names, who))
         seen.note(names, who)
-    return _sit(ctx, instance, _ask(ctx, Role.PREFILL))
+    return _sit(ctx, instance, ask)
 
 
 def _sit(ctx: RequestContext, instance: Instance, ask: Ask) -> Seat:
@@ -212,7 +212,7 @@ async def _enter(
     scheduling, patience_s = ctx.services.scheduling, ctx.services.config.timeouts.of(stage)
     until = scheduling.clock() + patience_s
     try:
-        with ctx.record.timeline.during(QUEUE[stage], within=step or Span(stage.value)):
+        with ctx.record.timeline.during(QUEUE[stage], within=step or STAGE[stage]):
             known = partial(ticket, ctx, stage)
             await scheduling.queues[stage].enter(group, known, attempt, until, ctx.deadline.limit)
     except TimeoutError as error:

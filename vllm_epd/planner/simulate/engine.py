@@ -18,7 +18,7 @@ step are sent out while the next one is under way (`Overhead.token_s`): the step
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -108,9 +108,9 @@ class Engine:
         """Whether it has nothing to do."""
         return not (self._working or self._encoding or self._waiting or self._joining)
 
-    def encode(self, part: Part) -> None:
-        """Take a part that is preprocessed, or that the device preprocesses."""
-        self._encoding.append(part)
+    def encode(self, parts: Sequence[Part]) -> None:
+        """Take parts that are preprocessed, or that the device preprocesses."""
+        self._encoding.extend(parts)
         self.wake()
 
     def compute(self, journey: Journey) -> None:

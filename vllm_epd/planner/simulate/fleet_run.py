@@ -14,8 +14,9 @@ The way of a request is that of the real router (media to E, text and handles to
 - With `Fleet.pulls`, D is chosen when the prompt is prefilled, and all of the KV cache travels then.
 - A place for a sequence is its prompt and all it will generate, so that memory never runs out (vLLM takes blocks as
   they are needed, and preempts); a place at P alone is the prompt.
-- A stage's overheads are work of one core of the host of the instance that is asked. One that encodes for itself is
-  asked once, with all media.
+- A stage's overheads are work of the API server of the instance that is asked, which takes up calls and preprocesses
+  media one after the other, on a core of its host. An instance that encodes for itself is asked once, with all media,
+  and begins to encode once all of that is preprocessed.
 """
 
 from collections.abc import Sequence
@@ -217,8 +218,10 @@ class FleetRun(Finished):
             return True
         for part, instance in zip(journey.parts, found, strict=True):
             self._hold(instance, part, journey)
-            ask = partial(self._call, instance, Role.ENCODE, partial(instance.preprocess, part))
-            self._encode_at(instance, part, ask)
+            if part.held:
+                self._await_embedding(instance, part)
+            else:
+                self._call(instance, Role.ENCODE, partial(instance.preprocess, (part,)))
         return True
 
     def _hold(self, instance: Instance, part: Part, journey: Journey) -> None:
@@ -229,11 +232,9 @@ class FleetRun(Finished):
         if part.name is not None and not part.held:
             self._making[instance, part.name] = []
 
-    def _encode_at(self, instance: Instance, part: Part, ask: Action) -> None:
-        """Ask for an embedding, or wait for whoever has asked for it already."""
-        if not part.held:
-            ask()
-        elif (instance, part.name) in self._making:
+    def _await_embedding(self, instance: Instance, part: Part) -> None:
+        """Have an embedding that is there, or wait for whoever has asked for it."""
+        if (instance, part.name) in self._making:
             self._making[instance, part.name].append(part)
         else:
             self.events.after(0.0, partial(self.encoded, instance, part))
@@ -302,9 +303,12 @@ class FleetRun(Finished):
         self._call(prefill, Role.PREFILL, compute)
 
     def _take_up(self, prefill: Instance, journey: Journey) -> None:
-        """Have an instance that encodes for itself begin with a request."""
+        """Have an instance that encodes for itself begin with a request, all of whose media comes with one call."""
+        if fresh := [part for part in journey.parts if not part.held]:
+            prefill.preprocess(fresh)
         for part in journey.parts:
-            self._encode_at(prefill, part, partial(prefill.preprocess, part))
+            if part.held:
+                self._await_embedding(prefill, part)
         prefill.engine.compute(journey)
 
     def _last_chunk(self, journey: Journey) -> int:
@@ -329,13 +333,13 @@ class FleetRun(Finished):
         self.events.after(seconds, arrived)
 
     def _call(self, instance: Instance, stage: Role, arrived: Action) -> None:
-        """Ask an instance for something: HTTP, tokenising and the like, on a core of its host."""
+        """Ask an instance for something: HTTP, tokenising and the like, by its API server."""
         overhead = self._profile.overhead
         work = overhead.router_s + getattr(overhead, f"{stage.value}_s")
         if overhead.beside_s and self._profile.hardware.device == "cpu":
             instance.host.cores.start(overhead.beside_s, _nothing)
         if work:
-            instance.host.cores.start(work, arrived)
+            instance.host.station.add(work, arrived)
         else:
             arrived()
 

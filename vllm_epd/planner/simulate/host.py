@@ -12,7 +12,7 @@ class Host:
         events: the time.
         cores: of the host, which other instances use too.
         worker: what steps run on: a device of its own, or the same cores.
-        station: where media is preprocessed, on the cores.
+        station: its API server, on the cores.
     """
 
     __slots__ = ("cores", "events", "station", "worker")

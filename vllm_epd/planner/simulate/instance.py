@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One simulated instance, as the router sees it: what it has been given, and what it has room for. Pure."""
 
+from collections.abc import Sequence
 from functools import partial
 
 from vllm_epd.planner.fleet import Fleet
@@ -52,8 +53,7 @@ class Instance:
         self.kv_tokens = 0
         self.sequences = 0
         self._device_preprocesses = fleet.workers_preprocess
-        if trace is not None:
-            host.station.noted = partial(trace, name, PREPROCESS)
+        self._note_preprocess = None if trace is None else partial(trace, name, PREPROCESS)
         self._load: Load | None = None
         self._peaks = self._rooms = (0, 0)
         self.pool = Pool(0)
@@ -112,12 +112,13 @@ class Instance:
         self.sequences -= 1
         self.kv_tokens -= tokens
 
-    def preprocess(self, part: Part) -> None:
-        """Take a part as it comes."""
+    def preprocess(self, parts: Sequence[Part]) -> None:
+        """Take the parts of one call as they come; the engine learns of them once all are preprocessed."""
         if self._device_preprocesses:
-            self.engine.encode(part)
+            self.engine.encode(parts)
         else:
-            self.host.station.add(part.preprocess_s, partial(self.engine.encode, part))
+            seconds = sum(part.preprocess_s for part in parts)
+            self.host.station.add(seconds, partial(self.engine.encode, parts), self._note_preprocess)
 
     def use(self) -> Use:
         """What it was used for."""

@@ -130,6 +130,12 @@ def test_preprocessing_takes_turns_in_one_process(profile):
     assert one.ttft_s == pytest.approx(PREPROCESS_S + 2 * TILE_S + transfer(2 * TILE_TOKENS) + (TEXT + 128) * TOKEN_S)
 
 
+def test_all_media_of_a_call_is_preprocessed_before_any_of_it_is_encoded(profile):
+    images = [tiles(1), tiles(1)]
+    (served,) = simulate(fleet("EPD"), profile(), [request(*images)]).served
+    assert served.ttft_s == pytest.approx(2 * PREPROCESS_S + 2 * TILE_S + (TEXT + 2 * TILE_TOKENS) * TOKEN_S)
+
+
 def test_what_an_encoder_still_holds_is_not_encoded_again(profile):
     requests = [request(tiles(1, name=7), number=number, at=10.0 * number) for number in range(2)]
     first, again = simulate(fleet("2E1PD"), profile(), requests).served

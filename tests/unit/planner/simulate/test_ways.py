@@ -94,6 +94,13 @@ def test_what_is_asked_of_an_instance_costs_processor_time(profile):
     assert asked.done - plain.done == pytest.approx(0.23 + 0.1 + 0.04)
 
 
+def test_an_instance_takes_up_one_call_after_the_other(profile):
+    images = [tiles(1), tiles(1)]
+    (plain,) = simulate(fleet("1E1PD"), profile(), [request(*images)]).served
+    (asked,) = simulate(fleet("1E1PD"), profile(overhead=Overhead(encode_s=0.3)), [request(*images)]).served
+    assert asked.ttft_s - plain.ttft_s == pytest.approx(2 * 0.3)
+
+
 def test_items_are_shared_out_over_encoders(profile):
     images = [tiles(1) for _ in range(8)]
     alone = Limits(encode_items=1)

@@ -154,13 +154,17 @@ def bench(
 def _run(command: Sequence[str], log: Path) -> float:
     """Run the benchmark to its end; processor time from its first request to its last answer."""
     environment = {**os.environ, **ENVIRONMENT, "VLLM_PLUGINS": "", "PYTHONUNBUFFERED": "1"}
-    with log.open("wb") as errors:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as child,
+    ):
         limit = Timer(BENCH_LIMIT_S, child.kill)
         limit.start()
-        used_s = used_between(child, BEGUN, OVER)
-        code = child.wait()
-        limit.cancel()
+        try:
+            used_s = used_between(child, BEGUN, OVER)
+            code = child.wait()
+        finally:
+            limit.cancel()
     if code or used_s is None:
         raise RunError(f"vllm bench serve ended with {code}: {log.read_text()[-2000:]}")
     return used_s

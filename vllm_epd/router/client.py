@@ -158,11 +158,10 @@ class _Call(AbstractAsyncContextManager[InstanceAnswer]):
             await connection.request(self._head, pieces)
             if connection.status != 200:
                 raise await _refusal(connection, self._stage, self._instance)
-        except OSError as error:
+        except BaseException as error:
             self._let_go()
-            raise _told(error, self._stage, self._instance) from error
-        except BaseException:
-            self._let_go()
+            if isinstance(error, OSError):
+                raise _told(error, self._stage, self._instance) from error
             raise
         return InstanceAnswer(connection, self._stage, self._instance)
 

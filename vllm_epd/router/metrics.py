@@ -35,7 +35,6 @@ class Metrics:
             " and NoInstanceError are refusals of the router. A stream that failed has status 200 in `requests`.",
             "reason",
         )
-        self._running = 0
         self._in_flight = self._gauge("in_flight", "Requests being served.")
         self._ttft = self._histogram(
             "time_to_first_token_seconds",
@@ -119,11 +118,11 @@ class Metrics:
 
     def came(self) -> None:
         """Count a request as one that is being served, until it `went`."""
-        self._running += 1
+        self._in_flight.inc()
 
     def went(self) -> None:
         """One is not any more."""
-        self._running -= 1
+        self._in_flight.dec()
 
     def answered(self, route: str, status: int) -> None:
         """Count an answer; 499 stands for a client that went away."""
@@ -185,7 +184,6 @@ class Metrics:
             waiting: how many requests wait for each stage.
             parted: how many pairs of instances get no work together.
         """
-        self._in_flight.set(self._running)
         self._parted.set(parted)
         for stage, count in waiting.items():
             self._waiting.labels(stage.value).set(count)

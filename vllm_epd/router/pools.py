@@ -73,19 +73,19 @@ class Sizes:
 
     def __init__(self) -> None:
         self._seen: dict[Fingerprint, deque[int]] = {}
-        self._largest: dict[Fingerprint, int] = {}
 
     def note(self, group: Fingerprint, nbytes: int) -> None:
         """An embedding has been made; 0 says nothing of its size."""
         if nbytes:
-            seen = self._seen.setdefault(group, deque(maxlen=_SEEN))
-            seen.append(nbytes)
-            self._largest[group] = max(seen)
+            self._seen.setdefault(group, deque(maxlen=_SEEN)).append(nbytes)
 
     def estimate(self, info: InstanceInfo) -> int:
         """Bytes to keep free for an embedding that the instance is to make; on the large side."""
         pool = info.limits.get("pool_bytes")
-        nbytes = self._largest.get(info.fingerprint) or info.limits.get("max_item_bytes", pool or 0)
+        if seen := self._seen.get(info.fingerprint):
+            nbytes = max(seen)
+        else:
+            nbytes = info.limits.get("max_item_bytes", pool or 0)
         taken = occupied(nbytes, info)
         return taken if pool is None else min(taken, pool)
 

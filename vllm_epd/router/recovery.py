@@ -5,6 +5,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
@@ -63,11 +64,8 @@ async def run_steps(steps: Sequence[Step], ctx: "RequestContext") -> None:
     """Run the steps that apply, in order."""
     for step in steps:
         if step.applies(ctx):
-            if step.span is None:
+            with nullcontext() if step.span is None else ctx.record.timeline.during(step.span):
                 await step.run(ctx)
-            else:
-                with ctx.record.timeline.during(step.span):
-                    await step.run(ctx)
 
 
 async def serve(steps: Sequence[Step], ctx: "RequestContext") -> None:

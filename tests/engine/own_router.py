@@ -5,11 +5,9 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from aiohttp import web
-
 from tests.engine import calls
 from tests.engine.traffic import Json
-from vllm_epd.router.app import create_app
+from vllm_epd.router.app import Router
 from vllm_epd.router.config import RouterConfig
 
 FOREVER_S = 3600.0
@@ -21,19 +19,14 @@ async def own_router(infos: Iterable[Json], **settings: Any) -> AsyncIterator[st
 
     `settings` are those of the router that are not to be its defaults.
     """
-    app = create_app(RouterConfig(ttl_s=FOREVER_S, token=None, **settings))
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    router = Router(RouterConfig(ttl_s=FOREVER_S, token=None, grace_s=1.0, **settings))
+    async with router.running("127.0.0.1", 0) as port:
+        url = f"http://127.0.0.1:{port}"
         async with calls.client() as client:
             for info in infos:
                 response = await client.post(f"{url}/epd/instances", json=info)
                 assert response.status_code == 200, response.text
         yield url
-    finally:
-        await runner.cleanup()
 
 
 async def described(instance: str, **changes: str) -> Json:

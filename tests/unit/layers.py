@@ -86,10 +86,12 @@ LAYERS = (
         _words("numpy msgspec zmq torch cupy nixl"),
     ),
     Layer("doctor", ("doctor",), _words("words config pure device"), _words("torch zmq rich")),
+    # HTTP for clients; knows nothing of what is served.
+    Layer("web", ("router.web",), _words("words"), _words("msgspec httptools multidict")),
     Layer(
         "service",
         ("router", "controller", "launch"),
-        _words("words config pure"),
+        _words("words config pure web"),
         _words(
             "numpy msgspec omegaconf aiohttp blake3 httptools uvloop multidict yarl prometheus_client opentelemetry"
             " rich"

@@ -1,41 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """The generating APIs: read a request, run the pipeline, answer."""
 
+from collections.abc import Mapping
 from functools import partial
-
-from aiohttp import web
 
 from vllm_epd.errors import BadRequestError, RequestError
 from vllm_epd.router.context import RequestContext, Services
 from vllm_epd.router.deadlines import read_deadline
 from vllm_epd.router.inline import NOTHING, SHORTEST, Cutter, Inline
-from vllm_epd.router.keys import PIPELINE, SERVICES
+from vllm_epd.router.parts import Parts
 from vllm_epd.router.pipeline import log_failure
 from vllm_epd.router.record import RECORD, Record
 from vllm_epd.router.requests import Api, ClientRequest, parse_request
 from vllm_epd.router.sinks import ClientSink
 from vllm_epd.router.timeline import Span
+from vllm_epd.router.web.messages import JSON, Request, Response
+from vllm_epd.router.web.routes import Answer, Route
 
 #: Headers of a client that every instance gets: who asks, how urgent it is, and the trace it belongs to.
 PASSED_ON = ("Authorization", "X-Session-ID", "X-Vllm-Priority", "traceparent", "tracestate")
 
 
-async def chat_completions(request: web.Request) -> web.StreamResponse:
-    """POST /v1/chat/completions."""
-    return await _generate(request, Api.CHAT)
-
-
-async def completions(request: web.Request) -> web.StreamResponse:
-    """POST /v1/completions."""
-    return await _generate(request, Api.COMPLETION)
-
-
-async def _generate(request: web.Request, api: Api) -> web.StreamResponse:
-    record = RECORD.get()
+async def generate(api: Api, parts: Parts, request: Request) -> Answer:
+    """POST: an answer, whole or as a stream."""
+    record, services = RECORD.get(), parts.services
     record.api = api
-    if request.content_type != "application/json":
-        raise BadRequestError("Unsupported Media Type: Only 'application/json' is allowed")
-    services = request.app[SERVICES]
+    _check_encoding(request)
     deadline = read_deadline(request.headers, record.timeline.arrived, services.config.ttft_slo_s)
     record.target_s = deadline.target_s
     sink = ClientSink(request, partial(_begin, services, record))
@@ -49,7 +39,7 @@ async def _generate(request: web.Request, api: Api) -> web.StreamResponse:
         deadline=deadline,
     )
     try:
-        await request.app[PIPELINE].run(ctx)
+        await parts.pipeline.run(ctx)
     except RequestError as error:
         if not sink.started:
             raise
@@ -59,19 +49,27 @@ async def _generate(request: web.Request, api: Api) -> web.StreamResponse:
     finally:
         if ctx.transcript is not None:
             record.completion_tokens = len(ctx.transcript.tokens)
-    response = await sink.finish()
-    if isinstance(response, web.Response) and isinstance(response.body, bytes):
-        record.count_tokens(response.body)
-    return response
+    answer = await sink.finish()
+    if isinstance(answer, Response):
+        record.count_tokens(answer.body)
+    return answer
 
 
-def _begin(services: Services, record: Record) -> None:
-    """The client is about to get the first of a stream."""
+def _begin(services: Services, record: Record) -> Mapping[str, str]:
+    """The client is about to get the first of a stream; the headers that it gets before that."""
     record.timeline.begin_answer()
     services.metrics.begun(record)
+    return record.headers()
 
 
-async def _receive(request: web.Request, api: Api, record: Record) -> ClientRequest:
+def _check_encoding(request: Request) -> None:
+    if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != JSON:
+        raise BadRequestError("Unsupported Media Type: Only 'application/json' is allowed")
+    if (coding := request.headers.get("Content-Encoding", "identity")).lower() != "identity":
+        raise BadRequestError(f"a body in Content-Encoding {coding} is not taken; send it as it is")
+
+
+async def _receive(request: Request, api: Api, record: Record) -> ClientRequest:
     """What the client asks for."""
     with record.timeline.during(Span.RECEIVE):
         found = parse_request(api, *await _read(request))
@@ -79,25 +77,17 @@ async def _receive(request: web.Request, api: Api, record: Record) -> ClientRequ
     return found
 
 
-async def _read(request: web.Request) -> tuple[bytes, Inline]:
-    """The body, with long data cut out; unlike `request.read()` it leaves none of it behind in the request."""
-    if not request.body_exists:  # aiohttp gives all of these one stream, whose chunks have no end
-        return b"", NOTHING
-    limit = request.app[SERVICES].config.max_body_bytes
-    length = request.content_length
-    if length is not None and length < min(SHORTEST, limit):
-        return b"".join([chunk async for chunk, _ in request.content.iter_chunks()]), NOTHING
+async def _read(request: Request) -> tuple[bytes, Inline]:
+    """The body, with long data cut out."""
+    body = request.body
+    if body.length is not None and body.length < SHORTEST:
+        return await body.read(), NOTHING
     cutter = Cutter()
-    size = 0
-    async for chunk, _ in request.content.iter_chunks():
-        size += len(chunk)
-        if size > limit:
-            raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=size)
+    async for chunk in body.chunks():
         cutter.feed(chunk)
     return cutter.close()
 
 
-ROUTES = (
-    web.post(Api.CHAT.value, chat_completions),
-    web.post(Api.COMPLETION.value, completions),
-)
+def routes(parts: Parts) -> tuple[Route, ...]:
+    """All of them, for one router."""
+    return tuple(Route("POST", api.value, partial(generate, api, parts)) for api in Api)

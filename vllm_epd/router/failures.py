@@ -3,10 +3,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-
 from vllm_epd.errors import RequestError, UpstreamError
 from vllm_epd.router import jsonio
+from vllm_epd.router.web.errors import MethodNotAllowedError
+from vllm_epd.router.web.messages import Response
 
 if TYPE_CHECKING:
     from vllm_epd.router.instances import Instance
@@ -72,7 +72,9 @@ def error_body(error: RequestError) -> bytes:
     return jsonio.encode(error_object(str(error), error.error_type, error.status, error.param))
 
 
-def error_response(error: RequestError) -> web.Response:
+def error_response(error: RequestError) -> Response:
     """The HTTP answer for `error`."""
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    return web.Response(body=error_body(error), status=error.status, content_type="application/json", headers=headers)
+    if isinstance(error, MethodNotAllowedError):
+        headers["Allow"] = error.allowed
+    return Response(error_body(error), error.status, headers=headers)

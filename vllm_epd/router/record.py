@@ -9,7 +9,7 @@ from msgspec import Struct, field
 
 from vllm_epd.router.failures import SERVER_ERROR
 from vllm_epd.router.requests import ClientRequest
-from vllm_epd.router.timeline import Timeline
+from vllm_epd.router.timeline import Timeline, server_timing
 from vllm_epd.types import Role
 
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -96,6 +96,13 @@ class Record(Struct):
             return False
         late = self.timeline.total_s() > self.target_s
         return late if status == CLIENT_GONE else status == _TOO_MANY or status >= SERVER_ERROR
+
+    def headers(self) -> dict[str, str]:
+        """What its answer says of it: its id; where the time until now went, if it is a request for an answer."""
+        told = {REQUEST_ID_HEADER: self.request_id}
+        if self.api is not None:
+            told["Server-Timing"] = server_timing(self.timeline)
+        return told
 
     def fail(self, error: BaseException) -> None:
         """Note what went wrong."""

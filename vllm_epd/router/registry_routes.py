@@ -2,67 +2,65 @@
 """How instances come, stay, go and learn of each other: the routes under /epd."""
 
 import math
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
-
-from aiohttp import web
 
 from vllm_epd.errors import BadRequestError, ConfigError
 from vllm_epd.router import jsonio
 from vllm_epd.router.instances import Instance, InstanceRegistry
-from vllm_epd.router.keys import PEERS, SERVICES, SIBLINGS
+from vllm_epd.router.parts import Parts
+from vllm_epd.router.web.errors import NotFoundError
+from vllm_epd.router.web.messages import Request, Response
+from vllm_epd.router.web.routes import Route
 from vllm_epd.types import InstanceInfo, RoleSet
 
 _HEARTBEAT_FIELDS = frozenset({"epoch", "roles", "models"})
 _LONGEST_POLL_S = 30.0
 
 
-async def register(request: web.Request) -> web.Response:
+async def register(parts: Parts, request: Request) -> Response:
     """POST: an instance describes itself and is told how often to report."""
-    services = request.app[SERVICES]
-    info = _instance_info(jsonio.decode_request(await request.read()))
+    services = parts.services
+    info = _instance_info(jsonio.decode_request(await request.body.read()))
     services.registry.register(info)
-    await request.app[SIBLINGS].lives(info)
+    await parts.siblings.lives(info)
     return _json({"heartbeat_s": services.config.heartbeat_s, "ttl_s": services.config.ttl_s})
 
 
-async def heartbeat(request: web.Request) -> web.Response:
+async def heartbeat(parts: Parts, request: Request) -> Response:
     """PUT: an instance lives, and says what it does now; 404 asks it to register again."""
-    body = jsonio.decode_request(await request.read())
+    body = jsonio.decode_request(await request.body.read())
     if unknown := set(body) - _HEARTBEAT_FIELDS:
         raise BadRequestError(f"unknown heartbeat fields {sorted(unknown)}; known: {sorted(_HEARTBEAT_FIELDS)}")
-    registry, instance_id = _registry(request), request.match_info["instance_id"]
+    registry, instance_id = parts.services.registry, request.params["instance_id"]
     if not registry.heartbeat(instance_id, _epoch(body.get("epoch")), _roles(body), _models(body)):
         raise _not_registered(request)
     (info,) = [each.info for each in registry.listed() if each.name == instance_id]
-    await request.app[SIBLINGS].lives(info)
+    await parts.siblings.lives(info)
     return _json({})
 
 
-async def remove(request: web.Request) -> web.Response:
+async def remove(parts: Parts, request: Request) -> Response:
     """DELETE: an instance leaves and gets no new work."""
-    instance_id, epoch = request.match_info["instance_id"], _epoch(request.query.get("epoch"))
-    if not _registry(request).remove(instance_id, epoch):
+    instance_id, epoch = request.params["instance_id"], _epoch(request.query.get("epoch"))
+    if not parts.services.registry.remove(instance_id, epoch):
         raise _not_registered(request)
-    await request.app[SIBLINGS].left(instance_id, epoch)
-    return web.Response(status=204)
+    await parts.siblings.left(instance_id, epoch)
+    return Response(status=204)
 
 
-async def list_instances(request: web.Request) -> web.Response:
+async def list_instances(parts: Parts, _: Request) -> Response:
     """GET: who is there."""
-    registry = _registry(request)
+    registry = parts.services.registry
     return _json({"instances": [_described(registry, each) for each in registry.listed()]})
 
 
-async def list_peers(request: web.Request) -> web.Response:
+async def list_peers(parts: Parts, request: Request) -> Response:
     """GET: from whom embeddings may be taken; waits up to `wait_s` for another table than that of `after`."""
     wait_s = _seconds(request.query.get("wait_s", "0"))
-    table = await request.app[PEERS].after(request.query.get("after"), min(wait_s, _LONGEST_POLL_S))
+    table = await parts.peers.after(request.query.get("after"), min(wait_s, _LONGEST_POLL_S))
     return _json(table)
-
-
-def _registry(request: web.Request) -> InstanceRegistry:
-    return request.app[SERVICES].registry
 
 
 def _described(registry: InstanceRegistry, instance: Instance) -> dict[str, Any]:
@@ -119,19 +117,21 @@ def _models(body: jsonio.JsonObject) -> tuple[str, ...] | None:
     return tuple(models)
 
 
-def _not_registered(request: web.Request) -> web.HTTPNotFound:
-    instance_id = request.match_info["instance_id"]
-    return web.HTTPNotFound(text=f"instance {instance_id} is not registered with this epoch; register it")
+def _not_registered(request: Request) -> NotFoundError:
+    instance_id = request.params["instance_id"]
+    return NotFoundError(f"instance {instance_id} is not registered with this epoch; register it")
 
 
-def _json(value: Any) -> web.Response:
-    return web.Response(body=jsonio.encode(value), content_type="application/json")
+def _json(value: Any) -> Response:
+    return Response(jsonio.encode(value))
 
 
-ROUTES = (
-    web.post("/epd/instances", register),
-    web.get("/epd/instances", list_instances),
-    web.put("/epd/instances/{instance_id}", heartbeat),
-    web.delete("/epd/instances/{instance_id}", remove),
-    web.get("/epd/peers", list_peers),
-)
+def routes(parts: Parts) -> tuple[Route, ...]:
+    """All of them, for one router."""
+    return (
+        Route("POST", "/epd/instances", partial(register, parts)),
+        Route("GET", "/epd/instances", partial(list_instances, parts)),
+        Route("PUT", "/epd/instances/{instance_id}", partial(heartbeat, parts)),
+        Route("DELETE", "/epd/instances/{instance_id}", partial(remove, parts)),
+        Route("GET", "/epd/peers", partial(list_peers, parts)),
+    )

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listening, and leaving in good order."""
+"""The process of a router: what it says, and when it leaves."""
 
 import asyncio
 import gc
 import logging
 import signal
 from collections.abc import Callable
-
-from aiohttp import web
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Protocol
 
 from vllm_epd.errors import ConfigError
 from vllm_epd.router.config import RouterConfig
@@ -20,22 +20,29 @@ _ALLOCATIONS = 50_000
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
-async def run_until_signal(app: web.Application, config: RouterConfig) -> None:
-    """Serve `app` until SIGTERM or SIGINT, then take nothing new and let running requests finish.
+class Server(Protocol):
+    """What is to be run."""
+
+    def running(self, host: str, port: int, *, shared: bool = False) -> AbstractAsyncContextManager[int]:
+        """Serve at an address for the length of an `async with` block, which gets the port."""
+
+
+async def run_until_signal(router: Server, config: RouterConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then take nothing new and let running requests finish.
 
     Raises:
         ConfigError: the address cannot be listened on.
     """
     show_messages()
     leave = _told_by(signal.SIGTERM, signal.SIGINT)
-    await _serve(app, config, leave, lambda port: announce(config, port))
+    await _serve(router, config, leave, lambda port: announce(config, port))
 
 
-async def run_as_worker(app: web.Application, config: RouterConfig, parent: int, ready: Callable[[], None]) -> None:
+async def run_as_worker(router: Server, config: RouterConfig, parent: int, ready: Callable[[], None]) -> None:
     """The same for one of several processes that share the port, until SIGTERM or until `parent` closes.
 
     Args:
-        app: what to serve.
+        router: what to serve.
         config: where.
         parent: a file that can be read once the parent is gone.
         ready: called once it listens.
@@ -50,7 +57,7 @@ async def run_as_worker(app: web.Application, config: RouterConfig, parent: int,
         leave.set()
 
     asyncio.get_running_loop().add_reader(parent, orphaned)
-    await _serve(app, config, leave, lambda port: ready(), shared=True)
+    await _serve(router, config, leave, lambda port: ready(), shared=True)
 
 
 def announce(config: RouterConfig, port: int) -> None:
@@ -62,27 +69,22 @@ def announce(config: RouterConfig, port: int) -> None:
 
 
 async def _serve(
-    app: web.Application,
+    router: Server,
     config: RouterConfig,
     leave: asyncio.Event,
     listening: Callable[[int], None],
     *,
     shared: bool = False,
 ) -> None:
-    # The runner stops listening first, then waits for running handlers, and cancels those left after that.
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=config.grace_s)
-    await runner.setup()
-    try:
+    async with AsyncExitStack() as stack:
         try:
-            await web.TCPSite(runner, config.host, config.port, reuse_port=shared or None).start()
+            port = await stack.enter_async_context(router.running(config.host, config.port, shared=shared))
         except OSError as error:
             raise cannot_listen(config, error) from error
         _collect_seldom()
-        listening(runner.addresses[0][1])
+        listening(port)
         await leave.wait()
         logger.info("router is leaving; running requests have %g s", config.grace_s)
-    finally:
-        await runner.cleanup()
 
 
 def _collect_seldom() -> None:

@@ -2,10 +2,8 @@
 """Where an answer goes: to the client, or into the answer that several branches make together."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
-
-from aiohttp import web
 
 from vllm_epd.errors import RequestError, UpstreamError
 from vllm_epd.router import sse
@@ -15,7 +13,11 @@ from vllm_epd.router.continuation import continued_answer
 from vllm_epd.router.failures import error_body
 from vllm_epd.router.jsonio import JsonObject, encode
 from vllm_epd.router.opening import Opening
+from vllm_epd.router.web.messages import Request, Response, Stream
+from vllm_epd.router.web.routes import Answer
 from vllm_epd.types import Role
+
+_EVENTS = "text/event-stream; charset=utf-8"
 
 
 class Sink(Protocol):
@@ -35,12 +37,12 @@ class Sink(Protocol):
 class ClientSink:
     """Sends the answer to the client that asked."""
 
-    def __init__(self, request: web.Request, begin: Callable[[], None] = lambda: None) -> None:
-        """Answer `request`; `begin` is called before the first events of a stream go out."""
+    def __init__(self, request: Request, begin: Callable[[], Mapping[str, str]]) -> None:
+        """Answer `request`; `begin` is called before the first events of a stream go out, and gives its headers."""
         self._request = request
         self._begin = begin
-        self._stream: web.StreamResponse | None = None
-        self._whole: web.Response | None = None
+        self._stream: Stream | None = None
+        self._whole: Response | None = None
 
     @property
     def started(self) -> bool:
@@ -49,27 +51,22 @@ class ClientSink:
 
     async def body(self, raw: bytes) -> None:
         """Keep a whole body for `finish`."""
-        self._whole = web.Response(body=raw, content_type="application/json")
+        self._whole = Response(raw)
 
     async def events(self, events: bytes) -> None:
         """Send events at once; the status line goes out with the first ones."""
         if self._stream is None:
-            self._begin()
-            stream = web.StreamResponse(headers={"Cache-Control": "no-cache"})
-            stream.content_type = "text/event-stream"
-            stream.charset = "utf-8"
-            await stream.prepare(self._request)
-            self._stream = stream
+            self._stream = self._request.begin(_EVENTS, {"Cache-Control": "no-cache", **self._begin()})
         await self._stream.write(events)
 
     async def fail(self, error: RequestError) -> None:
         """End a stream that cannot go on with an event that says why."""
         await self.events(sse.event(error_body(error)) + sse.DONE)
 
-    async def finish(self) -> web.StreamResponse:
-        """The response, complete."""
+    async def finish(self) -> Answer:
+        """The answer, complete."""
         if self._stream is not None:
-            await self._stream.write_eof()
+            await self._stream.end()
             return self._stream
         if self._whole is None:
             raise RuntimeError("the pipeline ended without an answer")

@@ -2,40 +2,41 @@
 """What can be asked about the router itself: models, health, readiness, version, metrics."""
 
 import time
+from functools import partial
 from typing import Any
-
-from aiohttp import web
 
 from vllm_epd import __version__
 from vllm_epd.router import jsonio
+from vllm_epd.router.context import Services
 from vllm_epd.router.failures import error_object
 from vllm_epd.router.instances import Instance
-from vllm_epd.router.keys import SERVICES, SIBLINGS, WORKER
+from vllm_epd.router.parts import Parts
 from vllm_epd.router.plan import groups, handover_objection, missing
+from vllm_epd.router.web.messages import Request, Response
+from vllm_epd.router.web.routes import Route
 from vllm_epd.router.workers.numbers import together
 from vllm_epd.types import Role
 
 
-async def models(request: web.Request) -> web.Response:
+async def models(parts: Parts, _: Request) -> Response:
     """GET /v1/models: what the registered language models serve, each name once."""
     cards: dict[str, dict[str, Any]] = {}
-    for each in _available(request):
+    for each in _available(parts):
         if each.info.roles.language_model:
             for name in each.info.models:
                 cards.setdefault(name, _card(name, each))
     return _json({"object": "list", "data": list(cards.values())})
 
 
-async def health(request: web.Request) -> web.Response:
+async def health(parts: Parts, _: Request) -> Response:
     """GET /health: 200 while the router lives, with what is there, and which of several processes has answered."""
-    worker = request.app[WORKER]
-    which = {} if worker is None else {"worker": worker.number}
-    return _json({"status": "ok", "stages": _stages(_available(request)), **which})
+    which = {} if parts.worker is None else {"worker": parts.worker.number}
+    return _json({"status": "ok", "stages": _stages(_available(parts)), **which})
 
 
-async def ready(request: web.Request) -> web.Response:
+async def ready(parts: Parts, _: Request) -> Response:
     """GET /ready: 200 when instances of one fingerprint serve every stage and can work together, otherwise 503."""
-    available = _available(request)
+    available = _available(parts)
     found = groups(available)
     lacking = min((missing(group) for group in found), key=len, default=list(Role))
     names = [role.value for role in lacking]
@@ -47,33 +48,32 @@ async def ready(request: web.Request) -> web.Response:
     return _json({"status": "ready", "stages": _stages(available)})
 
 
-def _not_ready(reason: str, lacking: list[str]) -> web.Response:
+def _not_ready(reason: str, lacking: list[str]) -> Response:
     body = {**error_object(f"not ready: {reason}", "ServiceUnavailableError", 503), "missing": lacking}
-    return web.Response(body=jsonio.encode(body), status=503, content_type="application/json")
+    return Response(jsonio.encode(body), 503)
 
 
-async def show_version(request: web.Request) -> web.Response:
+async def show_version(_: Parts, __: Request) -> Response:
     """GET /version."""
     return _json({"version": __version__})
 
 
-async def metrics(request: web.Request) -> web.Response:
+async def metrics(parts: Parts, _: Request) -> Response:
     """GET /metrics, for Prometheus; of all workers, if there are several."""
-    worker, text = request.app[WORKER], own_metrics(request.app)
-    if worker is not None:
-        text = together({worker.number: text.decode(), **await request.app[SIBLINGS].metrics()})
-    return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+    text = own_metrics(parts.services)
+    if parts.worker is not None:
+        text = together({parts.worker.number: text.decode(), **await parts.siblings.metrics()})
+    return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def own_metrics(app: web.Application) -> bytes:
+def own_metrics(services: Services) -> bytes:
     """The numbers of this process."""
-    services = app[SERVICES]
     waiting = {stage: queue.waiting for stage, queue in services.scheduling.queues.items()}
     return services.metrics.render(services.registry.listed(), waiting, services.recovery.pairs.parted)
 
 
-def _available(request: web.Request) -> tuple[Instance, ...]:
-    return request.app[SERVICES].registry.available()
+def _available(parts: Parts) -> tuple[Instance, ...]:
+    return parts.services.registry.available()
 
 
 def _stages(available: tuple[Instance, ...]) -> dict[str, int]:
@@ -93,14 +93,17 @@ def _card(name: str, instance: Instance) -> dict[str, Any]:
     }
 
 
-def _json(value: Any) -> web.Response:
-    return web.Response(body=jsonio.encode(value), content_type="application/json")
+def _json(value: Any) -> Response:
+    return Response(jsonio.encode(value))
 
 
-ROUTES = (
-    web.get("/v1/models", models),
-    web.get("/health", health),
-    web.get("/ready", ready),
-    web.get("/version", show_version),
-    web.get("/metrics", metrics),
-)
+def routes(parts: Parts) -> tuple[Route, ...]:
+    """All of them, for one router."""
+    handlers = {
+        "/v1/models": models,
+        "/health": health,
+        "/ready": ready,
+        "/version": show_version,
+        "/metrics": metrics,
+    }
+    return tuple(Route("GET", path, partial(handler, parts)) for path, handler in handlers.items())

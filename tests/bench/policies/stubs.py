@@ -22,11 +22,11 @@ from tests.bench.policies.fleet import (
 )
 from tests.bench.policies.trace import Arrival
 from tests.fakes.instance import ITEM_BYTES, FakeInstance, Seen, item_hash, items_of
-from vllm_epd.router.app import create_app
+from vllm_epd.router.app import Router
 from vllm_epd.router.config import RouterConfig
 from vllm_epd.router.costs import Means, chat_tokens, image_size, media_tokens, metadata_tokens
 from vllm_epd.router.deadlines import SLO_HEADER
-from vllm_epd.router.keys import SERVICES
+from vllm_epd.router.instances import InstanceRegistry
 from vllm_epd.router.media import find_media
 from vllm_epd.router.prefixes import BLOCK_TOKENS, Holders, chain
 
@@ -74,32 +74,31 @@ class PacedInstance(FakeInstance):
 async def replay(trace: Sequence[Arrival], setting: Setting) -> Outcome:
     """Serve the trace in real time."""
     config = RouterConfig(port=0, token=None, policy=setting.policy, order=setting.order)
-    runner = web.AppRunner(create_app(config), handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    router = Router(config)
     fleet = [PacedInstance("E", limits=POOL) for _ in range(ENCODERS)]
     fleet += [PacedInstance("P", limits={"max_num_seqs": PREFILL_SEQUENCES}) for _ in range(PREFILLS)]
     fleet.append(PacedInstance("D"))
     try:
         for each in fleet:
             await each.start()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        keep = asyncio.create_task(_keep_alive(runner.app, fleet))
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        async with (
+            router.running("127.0.0.1", 0) as port,
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
+        ):
+            keep = asyncio.create_task(_keep_alive(router.parts.services.registry, fleet))
             start = time.monotonic()
-            ttfts = await asyncio.gather(*(_ask(session, url, each, start) for each in trace))
-        keep.cancel()
+            ttfts = await asyncio.gather(*(_ask(session, f"http://127.0.0.1:{port}", each, start) for each in trace))
+            keep.cancel()
     finally:
-        await runner.cleanup()
         for each in fleet:
             await each.stop()
     return Outcome(setting, tuple(ttfts))
 
 
-async def _keep_alive(app: web.Application, fleet: Sequence[FakeInstance]) -> None:
+async def _keep_alive(registry: InstanceRegistry, fleet: Sequence[FakeInstance]) -> None:
     while True:
         for each in fleet:
-            app[SERVICES].registry.register(each.info())
+            registry.register(each.info())
         await asyncio.sleep(1.0)
 
 

@@ -6,27 +6,20 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
-from aiohttp import web
 
 from tests.fakes.instance import FINGERPRINT
 from vllm_epd.roles.registrar import Registrar
-from vllm_epd.router.app import create_app
+from vllm_epd.router.app import Router
 from vllm_epd.router.config import RouterConfig
-from vllm_epd.router.keys import SERVICES
 from vllm_epd.types import TOKEN_ENV, InstanceInfo, RoleSet
 
 Peers = Mapping[str, Sequence[str]]
 
 
 @asynccontextmanager
-async def serving(app: web.Application, port: int = 0) -> AsyncIterator[str]:
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+async def serving(router: Router, port: int = 0) -> AsyncIterator[str]:
+    async with router.running("127.0.0.1", port) as found:
+        yield f"http://127.0.0.1:{found}"
 
 
 def info(number: int, url: str = "http://127.0.0.1:1") -> InstanceInfo:
@@ -74,7 +67,7 @@ def _no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_every_instance_learns_at_once_who_comes_and_goes() -> None:
-    async with serving(create_app(RouterConfig(heartbeat_s=1.0))) as router, registered(router, 1) as first:
+    async with serving(Router(RouterConfig(heartbeat_s=1.0, grace_s=0.1))) as router, registered(router, 1) as first:
         await first.until(lambda table: table == {"epoch-1": ["tcp://h:1"]})
         async with registered(router, 2) as second:
             both = {"epoch-1": ["tcp://h:1"], "epoch-2": ["tcp://h:2"]}
@@ -84,24 +77,24 @@ async def test_every_instance_learns_at_once_who_comes_and_goes() -> None:
 
 
 async def test_an_instance_that_the_router_has_forgotten_comes_back() -> None:
-    app = create_app(RouterConfig(heartbeat_s=0.2, ttl_s=1.0))
-    async with serving(app) as router, registered(router, 1) as told:
+    served = Router(RouterConfig(heartbeat_s=0.2, ttl_s=1.0, grace_s=0.1))
+    async with serving(served) as router, registered(router, 1) as told:
         await told.until(lambda table: "epoch-1" in table)
-        assert app[SERVICES].registry.remove("host:1", "epoch-1")
+        assert served.parts.services.registry.remove("host:1", "epoch-1")
         await told.until(lambda table: not table)
         await told.until(lambda table: "epoch-1" in table)
 
 
 async def test_a_router_that_starts_again_tells_its_peers_anew() -> None:
-    config = RouterConfig(heartbeat_s=0.2, ttl_s=1.0)
-    async with serving(create_app(config)) as router:
+    config = RouterConfig(heartbeat_s=0.2, ttl_s=1.0, grace_s=0.1)
+    async with serving(Router(config)) as router:
         port = int(router.rpartition(":")[2])
         told = Told()
         registrar = Registrar(router, f"{router}/health", lambda: info(1), told)
         registrar.start()
         await told.until(lambda table: "epoch-1" in table)
     seen = len(told.tables)
-    async with serving(create_app(config), port):
+    async with serving(Router(config), port):
         async with asyncio.timeout(10):
             while len(told.tables) == seen or "epoch-1" not in told.tables[-1]:
                 await asyncio.sleep(0.01)
@@ -109,7 +102,7 @@ async def test_a_router_that_starts_again_tells_its_peers_anew() -> None:
 
 
 async def test_without_the_token_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(create_app(RouterConfig(token="secret"))) as router:
+    async with serving(Router(RouterConfig(token="secret", grace_s=0.1))) as router:
         async with registered(router, 1) as told:
             await asyncio.sleep(0.5)
             assert told.tables == []

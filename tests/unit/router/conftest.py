@@ -5,16 +5,14 @@ import asyncio
 import base64
 import json
 import struct
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from tests.fakes.instance import FakeInstance
-from vllm_epd.router.app import create_app
+from vllm_epd.router.app import Router
 from vllm_epd.router.config import RouterConfig
-from vllm_epd.router.keys import SERVICES
 
 
 class Clock:
@@ -78,19 +76,23 @@ class Cluster:
     def __init__(self, session, config, clock):
         self.session = session
         self.clock = clock
-        self.app = create_app(config, clock)
+        self._router = Router(config, clock)
+        self.parts = self._router.parts
+        self._running = AsyncExitStack()
         self._headers = {"Authorization": f"Bearer {config.token}"} if config.token else {}
-        self._runner = web.AppRunner(self.app, handler_cancellation=True, shutdown_timeout=0.1)
         self._fakes = []
         self.url = ""
 
     async def start(self):
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        port = await self._running.enter_async_context(self._router.running("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{port}"
+
+    async def leave(self):
+        """Have the router end; once, however often it is called."""
+        await self._running.aclose()
 
     async def stop(self):
-        await self._runner.cleanup()
+        await self.leave()
         for fake in self._fakes:
             await fake.stop()
             assert fake.overruns == [], "more was put into the pool than it holds"
@@ -119,7 +121,7 @@ class Cluster:
 
     @property
     def registry(self):
-        return self.app[SERVICES].registry
+        return self.parts.services.registry
 
     def instance(self, fake):
         """What the router knows of an instance."""
@@ -131,8 +133,8 @@ class Cluster:
         encoders = [fake for fake in self._fakes if fake.roles.encode]
         await soon(lambda: not any(fake.leases for fake in encoders))
         await soon(lambda: not any(each.pool.used or each.outstanding for each in self.registry.listed()))
-        assert self.app[SERVICES].encoders.queue.waiting == 0
-        assert self.app[SERVICES].encoders.leaders == {}
+        assert self.parts.services.encoders.queue.waiting == 0
+        assert self.parts.services.encoders.leaders == {}
 
     async def metric(self, name):
         """The value of one line of the metrics."""
@@ -210,7 +212,7 @@ async def cluster_with(session, clock):
 
     @asynccontextmanager
     async def start(**settings):
-        cluster = Cluster(session, RouterConfig(**{"token": None, **settings}), clock)
+        cluster = Cluster(session, RouterConfig(**{"token": None, "grace_s": 0.1, **settings}), clock)
         await cluster.start()
         try:
             yield cluster

@@ -102,7 +102,7 @@ async def test_a_stream_that_failed_says_why_beside_its_status(cluster, lines):
     [
         (b"{", 400, "BadRequestError"),
         (b'{"model": "other", "messages": []}', 404, "UnknownModelError"),
-        (b" " * 2000, 413, "HTTPRequestEntityTooLarge"),
+        (b" " * 2000, 413, "BodyTooLargeError"),
     ],
     ids=["no JSON", "unknown model", "too large"],
 )

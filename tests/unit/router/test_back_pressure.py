@@ -12,14 +12,13 @@ import pytest
 from tests.fakes.instance import ITEM_BYTES
 from tests.unit.router.conftest import image, soon
 from vllm_epd.router.config import Timeouts
-from vllm_epd.router.keys import SERVICES
 
 FOUR = {"pool_bytes": 4 * ITEM_BYTES, "max_item_bytes": ITEM_BYTES}
 ONE = {"pool_bytes": ITEM_BYTES, "max_item_bytes": ITEM_BYTES}
 
 
 def _waiting(cluster):
-    return cluster.app[SERVICES].encoders.queue.waiting
+    return cluster.parts.services.encoders.queue.waiting
 
 
 def _ask(cluster, *names, **fields):
@@ -379,7 +378,7 @@ async def test_what_was_encoded_tells_how_much_room_the_next_ones_take(cluster):
 async def test_a_request_that_starts_over_does_not_wait_for_its_own_room(cluster, monkeypatch):
     encode, gone = [await cluster.add("E", limits=ONE) for _ in range(2)]
     await cluster.up("P", "D")
-    client = cluster.app[SERVICES].client
+    client = cluster.parts.services.client
     ask = client.ask
 
     async def ask_late(stage, instance, *args, **kwargs):
@@ -405,7 +404,7 @@ async def test_a_router_that_leaves_gives_back_what_its_requests_held(cluster_wi
         await prefill.arrived.wait()
         asked.cancel()
         await soon(lambda: encode.release_calls)
-        leaving = asyncio.create_task(cluster.app.cleanup())
+        leaving = asyncio.create_task(cluster.leave())
         await asyncio.sleep(0.05)
         assert not leaving.done()
         encode.does.release_hold.set()

@@ -2,6 +2,7 @@
 """What goes wrong, and what the client is told."""
 
 import asyncio
+import gzip
 
 import pytest
 
@@ -36,6 +37,14 @@ async def test_only_json_is_read(cluster):
     answer = await cluster.call("POST", "/v1/chat/completions", data=b"{}", headers={"Content-Type": "text/plain"})
     assert answer.status == 400
     assert "application/json" in answer.error["message"]
+
+
+async def test_a_packed_body_is_refused(cluster):
+    await cluster.up("EPD")
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    answer = await cluster.call("POST", "/v1/chat/completions", data=gzip.compress(b"{}"), headers=headers)
+    assert answer.status == 400
+    assert "gzip" in answer.error["message"]
 
 
 REFUSED = {

@@ -7,7 +7,6 @@ import time
 import pytest
 
 from vllm_epd.router.instances import InstanceRegistry
-from vllm_epd.router.keys import PEERS
 from vllm_epd.router.peers import PeerTable
 
 ONE = {"epoch": "e1", "agents": ("tcp://10.0.0.1:1", "tcp://10.0.0.1:2")}
@@ -99,9 +98,9 @@ async def test_a_sign_of_life_is_no_change(cluster):
 
 async def test_nobody_waits_for_a_router_that_leaves(cluster):
     polled = await _poll(cluster)
-    await cluster.app.shutdown()
+    cluster.parts.peers.close()
     assert (await asyncio.wait_for(polled, 5))["peers"] == {}
-    version = cluster.app[PEERS].now()["version"]
+    version = cluster.parts.peers.now()["version"]
     await asyncio.wait_for(_peers(cluster, version, 20), 5)
 
 

@@ -13,7 +13,6 @@ from tests.unit.router.conftest import Cluster, image, sized, soon
 from vllm_epd.router.capacity import Ask
 from vllm_epd.router.config import RouterConfig, Timeouts
 from vllm_epd.router.failures import UnreachableError
-from vllm_epd.router.keys import SERVICES
 from vllm_epd.types import Role
 
 ONE = {"max_num_seqs": 1}
@@ -21,7 +20,7 @@ FOUR = {"max_num_seqs": 4}
 
 
 def _waiting(cluster, stage=Role.PREFILL):
-    return cluster.app[SERVICES].scheduling.queues[stage].waiting
+    return cluster.parts.services.scheduling.queues[stage].waiting
 
 
 def _ask(cluster, name, words="hi", **fields):
@@ -413,7 +412,7 @@ async def test_a_decoder_that_is_back_after_a_refused_connection_is_counted_agai
         cluster.registry.register(decode.info())
 
     monkeypatch.setattr(cluster.registry, "suspend", suspend_for_a_moment)
-    post, failed = cluster.app[SERVICES].client.post, []
+    post, failed = cluster.parts.services.client.post, []
 
     @asynccontextmanager
     async def fail_once(stage, instance, path, *args, **kwargs):
@@ -423,7 +422,7 @@ async def test_a_decoder_that_is_back_after_a_refused_connection_is_counted_agai
         async with post(stage, instance, path, *args, **kwargs) as answer:
             yield answer
 
-    monkeypatch.setattr(cluster.app[SERVICES].client, "post", fail_once)
+    monkeypatch.setattr(cluster.parts.services.client, "post", fail_once)
     decode.does.hold = asyncio.Event()
     asked = _ask(cluster, "a")
     await decode.arrived.wait()

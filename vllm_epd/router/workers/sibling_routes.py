@@ -2,14 +2,20 @@
 """What a worker answers the other workers, on a Unix socket that this user alone can reach."""
 
 from collections.abc import AsyncIterator, Callable
-
-from aiohttp import web
+from contextlib import asynccontextmanager
 
 from vllm_epd.router import jsonio
+from vllm_epd.router.failures import error_response
 from vllm_epd.router.instances import InstanceRegistry
+from vllm_epd.router.web.messages import Request, Response
+from vllm_epd.router.web.routes import Answer, Route, Routes, missing
+from vllm_epd.router.web.server import HttpServer
 from vllm_epd.router.workers.siblings import INSTANCES, METRICS, Siblings
 from vllm_epd.router.workers.worker import Worker
 from vllm_epd.types import InstanceInfo
+
+#: Far more than an instance says of itself.
+_MOST_BODY = 2**20
 
 
 class SiblingRoutes:
@@ -18,43 +24,50 @@ class SiblingRoutes:
     def __init__(self, registry: InstanceRegistry, render: Callable[[], bytes]) -> None:
         self._registry = registry
         self._render = render
+        self._routes = Routes(
+            (
+                Route("POST", INSTANCES, self._lives),
+                Route("GET", INSTANCES, self._list),
+                Route("DELETE", INSTANCES + "/{instance_id}", self._left),
+                Route("GET", METRICS, self._metrics),
+            )
+        )
 
-    def app(self) -> web.Application:
-        """The application that serves them."""
-        app = web.Application()
-        app.router.add_post(INSTANCES, self._lives)
-        app.router.add_get(INSTANCES, self._list)
-        app.router.add_delete(INSTANCES + "/{instance_id}", self._left)
-        app.router.add_get(METRICS, self._metrics)
-        return app
+    async def serve(self, request: Request) -> Answer:
+        """Answer another worker."""
+        resource = self._routes.find(request.path)
+        if resource is None:
+            return error_response(missing(request))
+        return await resource.handler(request)(request)
 
-    async def _lives(self, request: web.Request) -> web.Response:
-        self._registry.register(InstanceInfo.from_mapping(jsonio.decode(await request.read())))
-        return web.Response(status=204)
+    async def _lives(self, request: Request) -> Response:
+        self._registry.register(InstanceInfo.from_mapping(jsonio.decode(await request.body.read())))
+        return Response(status=204)
 
-    async def _left(self, request: web.Request) -> web.Response:
-        self._registry.remove(request.match_info["instance_id"], request.query["epoch"])
-        return web.Response(status=204)
+    async def _left(self, request: Request) -> Response:
+        self._registry.remove(request.params["instance_id"], request.query["epoch"])
+        return Response(status=204)
 
-    async def _list(self, request: web.Request) -> web.Response:
-        infos = [each.info.to_mapping() for each in self._registry.listed()]
-        return web.Response(body=jsonio.encode(infos), content_type="application/json")
+    async def _list(self, _: Request) -> Response:
+        return Response(jsonio.encode([each.info.to_mapping() for each in self._registry.listed()]))
 
-    async def _metrics(self, request: web.Request) -> web.Response:
-        return web.Response(body=self._render())
+    async def _metrics(self, _: Request) -> Response:
+        return Response(self._render(), content_type="text/plain")
 
 
+@asynccontextmanager
 async def among_siblings(
     worker: Worker, siblings: Siblings, registry: InstanceRegistry, render: Callable[[], bytes]
 ) -> AsyncIterator[None]:
     """Be reachable for the others, then learn from them who is there: nothing that happens meanwhile is missed."""
-    runner = web.AppRunner(SiblingRoutes(registry, render).app(), access_log=None)
-    await runner.setup()
+    server = HttpServer(SiblingRoutes(registry, render).serve, error_response, _MOST_BODY)
     worker.socket.unlink(missing_ok=True)
-    await web.UnixSite(runner, str(worker.socket)).start()
-    await siblings.start()
-    for info in await siblings.instances():
-        registry.register(info)
-    yield
-    await siblings.close()
-    await runner.cleanup()
+    await server.listen_at(worker.socket)
+    try:
+        await siblings.start()
+        for info in await siblings.instances():
+            registry.register(info)
+        yield
+    finally:
+        await siblings.close()
+        await server.close(0.0)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The body of a request while it arrives. No I/O."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from vllm_epd.router.web.errors import BodyTooLargeError
+
+#: A client is stopped once so much lies here that nobody has read.
+_READ_AHEAD = 256 * 2**10
+
+
+class Body:
+    """Bytes on their way from a connection to the handler of their request.
+
+    Attributes:
+        length: how much will come; None where only the end tells.
+        complete: all of it has come.
+        flows: more may come.
+    """
+
+    def __init__(self, length: int | None, limit: int, changed: Callable[[], None]) -> None:
+        """Nothing is here yet.
+
+        Args:
+            length: see above.
+            limit: how much of it is taken.
+            changed: called when `flows` has changed.
+        """
+        self.complete = False
+        self.flows = True
+        self.length = length
+        self._limit = limit
+        self._changed = changed
+        self._chunks: deque[bytes] = deque()
+        self._waiting = 0
+        self._error: Exception | None = None
+        self._wake: asyncio.Future[None] | None = None
+
+    def feed(self, data: bytes) -> None:
+        """More of it is here."""
+        self._chunks.append(data)
+        self._waiting += len(data)
+        if self._waiting > _READ_AHEAD:
+            self._let_flow(False)
+        self._notify()
+
+    def close(self) -> None:
+        """All of it is here."""
+        self.complete = True
+        self._notify()
+
+    def fail(self, error: Exception) -> None:
+        """Nothing more will come, though not all is here; who reads it gets `error`."""
+        self._error = error
+        self._notify()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The pieces, as they come.
+
+        Raises:
+            BodyTooLargeError: they are more than the limit.
+            ConnectionResetError: the client went away before all was here.
+            MalformedError: it sent something else than the rest of it.
+        """
+        if self.length is not None and self.length > self._limit:
+            raise _too_large(self._limit)
+        size = 0
+        while True:
+            while self._chunks:
+                chunk = self._chunks.popleft()
+                self._waiting -= len(chunk)
+                size += len(chunk)
+                if size > self._limit:
+                    raise _too_large(self._limit)
+                yield chunk
+            if self.complete:
+                return
+            self._let_flow(True)
+            await self._news()
+
+    async def read(self) -> bytes:
+        """All of it; failures are those of `chunks`."""
+        return b"".join([chunk async for chunk in self.chunks()])
+
+    async def _news(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._wake = asyncio.get_running_loop().create_future()
+        try:
+            await self._wake
+        finally:
+            self._wake = None
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def _let_flow(self, flows: bool) -> None:
+        if flows is not self.flows:
+            self.flows = flows
+            self._changed()
+
+
+def _too_large(limit: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"the body has more than {limit} bytes, which is all that is taken")

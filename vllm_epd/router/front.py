@@ -14,7 +14,7 @@ from vllm_epd.router.pipeline import log_failure
 from vllm_epd.router.record import CLIENT_GONE, RECORD, REQUEST_ID_HEADER, Record
 from vllm_epd.router.timeline import Timeline
 from vllm_epd.router.web.messages import Request, Response
-from vllm_epd.router.web.routes import Answer, Resource, Routes, missing
+from vllm_epd.router.web.routes import Answer, Routes
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ class Front:
 
     async def serve(self, request: Request) -> Answer:
         """Answer, under the client's request id or one of our own; count it by route and status."""
-        record = Record(request.headers.get(REQUEST_ID_HEADER) or fresh_name(), Timeline(self._clock))
+        named = request.headers.get(REQUEST_ID_HEADER, "")
+        record = Record(named if named and named.isprintable() else fresh_name(), Timeline(self._clock))
         RECORD.set(record)
         resource = self._routes.find(request.path)
         status = CLIENT_GONE
@@ -41,28 +42,27 @@ class Front:
         if not polls:
             self._metrics.came()
         try:
-            answer = await self._answer(request, resource, record)
+            answer = await self._answer(request, record)
             status = answer.status
         except (asyncio.CancelledError, ConnectionResetError):
             logger.info("request %s: the client went away", record.request_id)
             raise
         finally:
             self._metrics.answered("other" if resource is None else resource.path, status)
+            if not polls:
+                self._metrics.went()
             if record.api is not None:
                 self._metrics.ended(record, status)
                 access.write(record, status)
-            if not polls:
-                self._metrics.went()
         if isinstance(answer, Response):
             answer.headers.update(record.headers())
         return answer
 
-    async def _answer(self, request: Request, resource: Resource | None, record: Record) -> Answer:
+    async def _answer(self, request: Request, record: Record) -> Answer:
         try:
-            if resource is None:
-                raise missing(request)
+            handler = self._routes.handler(request)
             self._authorize(request)
-            return await resource.handler(request)(request)
+            return await handler(request)
         except RequestError as error:
             record.fail(error)
             log_failure(record.request_id, error)

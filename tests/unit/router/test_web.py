@@ -2,8 +2,10 @@
 """The front door, spoken to in bytes: what it takes for a request, what it answers, and when it hangs up."""
 
 import asyncio
+import gc
 import json
 import socket
+import weakref
 from contextlib import asynccontextmanager
 
 import pytest
@@ -12,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.router.conftest import soon
+from vllm_epd.errors import RequestError
 from vllm_epd.router.failures import error_response
-from vllm_epd.router.web import connection
-from vllm_epd.router.web.errors import BodyTooLargeError
+from vllm_epd.router.web import connection, server
 from vllm_epd.router.web.messages import Response
 from vllm_epd.router.web.server import HttpServer
 
@@ -27,6 +29,7 @@ class Service:
     def __init__(self):
         self.seen = []
         self.cancelled = 0
+        self.status = 200
         self.reads = True
         self.gate = asyncio.Event()
         self.gate.set()
@@ -36,7 +39,7 @@ class Service:
         try:
             await self.gate.wait()
             body = await request.body.read() if self.reads else b""
-        except BodyTooLargeError as error:
+        except RequestError as error:
             return error_response(error)
         except asyncio.CancelledError:
             self.cancelled += 1
@@ -52,7 +55,7 @@ class Service:
         if request.path == "/nothing":
             return Response(status=204)
         told = {"method": request.method, "target": request.target, "body": body.decode("latin-1")}
-        return Response(json.dumps(told).encode())
+        return Response(json.dumps(told).encode(), self.status)
 
 
 class Client:
@@ -104,19 +107,19 @@ class Client:
 @asynccontextmanager
 async def listening(grace_s=0.1):
     service = Service()
-    server = HttpServer(service.serve, error_response, MOST_BODY)
-    port = await server.listen("127.0.0.1", 0)
+    listener = HttpServer(service.serve, error_response, MOST_BODY)
+    port = await listener.listen("127.0.0.1", 0)
     clients = []
 
     async def connect(**options):
         clients.append(Client(*await asyncio.open_connection("127.0.0.1", port, **options)))
         return clients[-1]
 
-    connect.service, connect.server = service, server
+    connect.service, connect.server = service, listener
     try:
         yield connect
     finally:
-        await server.close(grace_s)
+        await listener.close(grace_s)
         for each in clients:
             each.writer.close()
 
@@ -256,12 +259,15 @@ async def test_a_client_that_asks_first_is_told_to_go_on(connect, client):
     assert (await client.told())["body"] == "hello"
 
 
-@pytest.mark.parametrize("times", [1, 3000])
-async def test_another_protocol_is_passed_over(client, times):
-    client.send(b"GET /e HTTP/1.1\r\nHost: h\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n" * times + POST)
+@pytest.mark.parametrize("times", [1, 100])
+@pytest.mark.parametrize("which", range(3))
+async def test_another_protocol_is_passed_over(connect, client, which, times):
+    proposal = b"Host: h\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nX-Odd: \xff\r\n"
+    client.send((POST, CHUNKED, GET)[which].replace(b"Host: h\r\n", proposal) * times + POST)
     for _ in range(times):
-        assert (await client.told())["target"] == "/e"
+        assert await client.told() == TOLD[which]
     assert (await client.told())["body"] == "hello"
+    assert connect.service.seen[0].headers["X-Odd"].encode("utf-8", "surrogateescape") == b"\xff"
 
 
 async def test_a_tunnel_is_not_made(client):
@@ -306,20 +312,24 @@ async def test_a_body_that_goes_wrong_midway(connect, client, reads):
     connect.service.reads = reads
     client.send(b"POST /d HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
     await soon(lambda: connect.service.seen)
-    if not reads:
-        assert (await client.told())["body"] == ""
     client.send(b"z\r\n")
+    status, headers, _ = await client.answer()
+    assert (status, headers["connection"]) == (400 if reads else 200, "close")
     await client.is_closed()
     await (await connect()).stays()
 
 
-async def test_a_head_without_end_is_refused(client):
-    client.send(b"GET / HTTP/1.1\r\n")
+ENDLESS = {"head": (b"GET / HTTP/1.1\r\n", 431), "trailer": (CHUNKED.partition(b"Trailer")[0], 400)}
+
+
+@pytest.mark.parametrize(("begins", "expected"), ENDLESS.values(), ids=ENDLESS.keys())
+async def test_headers_without_end_are_refused(client, begins, expected):
+    client.send(begins)
     for number in range(2 * connection.MOST_HEAD // 2**10):
         client.send(f"X-{number}: {'x' * 2**10}\r\n".encode())
         await asyncio.sleep(0)
     status, _, body = await client.answer()
-    assert (status, json.loads(body)["error"]["code"]) == (431, 431)
+    assert (status, json.loads(body)["error"]["code"]) == (expected, expected)
 
 
 async def test_a_body_that_is_too_long_by_its_length_is_refused_before_it_comes(client):
@@ -365,9 +375,10 @@ async def test_a_client_that_goes_away_in_its_body_cancels_too(connect, client):
     await soon(lambda: connect.service.cancelled)
 
 
-async def test_a_bug_ends_its_connection_alone(connect, client):
+async def test_a_bug_ends_its_connection_alone_and_is_told(connect, client, caplog):
     client.send(b"GET /bug HTTP/1.1\r\nHost: h\r\n\r\n")
     await client.is_closed()
+    assert "ZeroDivisionError" in caplog.text
     await (await connect()).stays()
 
 
@@ -437,6 +448,73 @@ async def test_many_requests_at_once_are_answered_in_order_and_not_all_read_ahea
     await sent
 
 
+async def test_of_very_many_requests_at_once_the_last_are_not_answered(connect, client):
+    connect.service.gate.clear()
+    client.send(b"GET /e HTTP/1.1\r\n\r\n" * 5000)
+    await soon(lambda: connect.service.seen)
+    await asyncio.sleep(0.1)
+    connect.service.gate.set()
+    closing = []
+    while not closing or not closing[-1]:
+        status, headers, _ = await client.answer()
+        assert status == 200
+        closing.append(headers.get("connection") == "close")
+    assert len(closing) == 1 + connection.MOST_WAITING
+    await client.is_closed()
+
+
+async def test_small_chunks_take_no_more_room_than_their_bytes(connect, client):
+    nbytes = MOST_BODY // 2
+    connect.service.gate.clear()
+    head = b"POST /d HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+    asked = asyncio.create_task(_send_all(client, head + b"1\r\nx\r\n" * nbytes + b"0\r\n\r\n"))
+    await soon(lambda: connect.service.seen)
+    kept = []
+    async for chunk in connect.service.seen[0].body.chunks():
+        kept.append(chunk)
+    assert sum(map(len, kept)) == nbytes
+    assert len(kept) < 1000
+    await asked
+
+
+LEFT = {
+    "while it waits": POST,
+    "in its body": POST[:-2],
+    "after a broken body": CHUNKED[:-30] + b"z\r\n",
+    "with others behind it": POST + POST + POST[:-2],
+}
+
+
+@pytest.mark.parametrize("data", LEFT.values(), ids=LEFT.keys())
+@pytest.mark.parametrize("fails", [True, False])
+async def test_nothing_is_left_of_a_client_that_went_away(connect, client, data, fails):
+    connect.service.gate.clear()
+    client.send(data)
+    await soon(lambda: connect.service.seen)
+    await asyncio.sleep(0.02)
+    gc.collect()
+    gc.disable()
+    try:
+        left = [weakref.ref(each) for each in [*connect.service.seen, *connect.server._connections]]
+        connect.service.seen.clear()
+        if fails:
+            connect.service.gate.set()
+            await asyncio.sleep(0.02)
+        client.writer.transport.abort()
+        await soon(lambda: not connect.server._connections)
+        await asyncio.sleep(0.02)
+        connect.service.seen.clear()
+        assert [each() for each in left if each() is not None] == []
+    finally:
+        gc.enable()
+
+
+async def test_an_odd_status_is_passed_on(connect, client):
+    connect.service.status = 529
+    client.send(GET)
+    assert (await client.answer())[0] == 529
+
+
 PATIENCE = {
     "idle": (b"", 75),
     "after an answer": (GET, 75),
@@ -460,12 +538,21 @@ async def test_a_connection_that_does_nothing_is_closed(connect, client, data, p
     await soon(lambda: not connect.server._connections)
 
 
-async def test_what_is_being_served_has_its_time(connect, client):
+async def test_what_is_being_served_has_its_time_and_a_body_that_stops_has_not(connect, client):
     connect.service.gate.clear()
     client.send(POST)
     await soon(lambda: connect.service.seen)
     (served,) = connect.server._connections
     served.expire(asyncio.get_running_loop().time() + 10_000)
+    stopped = await connect()
+    stopped.send(POST[:-2])
+    await soon(lambda: len(connect.service.seen) == 2)
+    (other,) = connect.server._connections - {served}
+    other.expire(asyncio.get_running_loop().time() + 74)
+    await asyncio.sleep(0.02)
+    assert other in connect.server._connections
+    other.expire(asyncio.get_running_loop().time() + 76)
+    await soon(lambda: other not in connect.server._connections)
     connect.service.gate.set()
     assert (await client.told())["body"] == "hello"
 
@@ -486,6 +573,40 @@ async def test_a_server_that_leaves_lets_running_requests_finish_and_takes_no_ne
         assert (status, headers["connection"]) == (200, "close")
         await client.is_closed()
         await asyncio.wait_for(leaving, 10)
+
+
+async def test_a_server_that_leaves_does_not_wait_longer_for_who_does_not_hang_up(monkeypatch):
+    monkeypatch.setattr(connection, "_LINGER_S", 0.1)
+    monkeypatch.setattr(server, "_SWEEP_S", 0.1)
+    async with listening() as connect:
+        client = await connect()
+        connect.service.reads = False
+        connect.service.gate.clear()
+        client.send(POST[:-2])
+        await soon(lambda: connect.service.seen)
+        leaving = asyncio.create_task(connect.server.close(20.0))
+        connect.service.gate.set()
+        await asyncio.wait_for(leaving, 10)
+
+
+async def test_who_comes_while_a_server_leaves_is_sent_away(connect):
+    busy = await connect()
+    connect.service.gate.clear()
+    busy.send(POST)
+    await soon(lambda: connect.service.seen)
+    port = connect.server._listener.sockets[0].getsockname()[1]
+    late = asyncio.create_task(asyncio.open_connection("127.0.0.1", port))
+    await asyncio.sleep(0)
+    leaving = asyncio.create_task(connect.server.close(10.0))
+    try:
+        reader, writer = await late
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+    except ConnectionError:
+        pass
+    connect.service.gate.set()
+    await asyncio.wait_for(leaving, 5)
+    assert connect.server._connections == set()
 
 
 async def test_a_server_that_leaves_cancels_what_takes_too_long():

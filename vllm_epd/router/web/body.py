@@ -2,10 +2,9 @@
 """The body of a request while it arrives. No I/O."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from vllm_epd.router.web.errors import BodyTooLargeError
+from vllm_epd.router.web.errors import BodyTooLargeError, MalformedError
 
 #: A client is stopped once so much lies here that nobody has read.
 _READ_AHEAD = 256 * 2**10
@@ -33,9 +32,9 @@ class Body:
         self.length = length
         self._limit = limit
         self._changed = changed
-        self._chunks: deque[bytes] = deque()
+        self._chunks: list[bytes] = []
         self._waiting = 0
-        self._error: Exception | None = None
+        self._broken: str | None = None
         self._wake: asyncio.Future[None] | None = None
 
     def feed(self, data: bytes) -> None:
@@ -51,9 +50,9 @@ class Body:
         self.complete = True
         self._notify()
 
-    def fail(self, error: Exception) -> None:
-        """Nothing more will come, though not all is here; who reads it gets `error`."""
-        self._error = error
+    def fail(self, why: str) -> None:
+        """Nothing more will come, though not all is here."""
+        self._broken = why
         self._notify()
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -61,20 +60,19 @@ class Body:
 
         Raises:
             BodyTooLargeError: they are more than the limit.
-            ConnectionResetError: the client went away before all was here.
-            MalformedError: it sent something else than the rest of it.
+            MalformedError: the client has sent something else than the rest of it.
         """
         if self.length is not None and self.length > self._limit:
             raise _too_large(self._limit)
         size = 0
         while True:
-            while self._chunks:
-                chunk = self._chunks.popleft()
-                self._waiting -= len(chunk)
+            if self._chunks:
+                chunk = self._take()
                 size += len(chunk)
                 if size > self._limit:
                     raise _too_large(self._limit)
                 yield chunk
+                continue
             if self.complete:
                 return
             self._let_flow(True)
@@ -84,9 +82,16 @@ class Body:
         """All of it; failures are those of `chunks`."""
         return b"".join([chunk async for chunk in self.chunks()])
 
+    def _take(self) -> bytes:
+        """All that is here; that of very small pieces takes many times as much room until they are joined."""
+        taken = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._waiting = 0
+        return taken
+
     async def _news(self) -> None:
-        if self._error is not None:
-            raise self._error
+        if self._broken is not None:
+            raise MalformedError(self._broken)
         self._wake = asyncio.get_running_loop().create_future()
         try:
             await self._wake

@@ -2,6 +2,7 @@
 """One connection of a client: its requests, one after the other, and their answers."""
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -17,15 +18,18 @@ from vllm_epd.router.web.errors import HeadTooLargeError, MalformedError
 from vllm_epd.router.web.messages import Request, Response, Stream, head
 from vllm_epd.router.web.routes import Answer
 
-#: A head may be so long beyond the bytes with which it began, and take so many seconds.
+logger = logging.getLogger(__name__)
+
+#: So much may come in a row that neither begins a request nor is part of a body; a head may take so many seconds.
 MOST_HEAD = 64 * 2**10
 _HEAD_S = 60.0
-#: Seconds after which a connection is closed that nobody uses.
+#: Seconds after which a connection is closed that nobody uses, or whose client has stopped in the middle of a body.
 _IDLE_S = 75.0
 #: Seconds that a client has for hanging up where it may still be sending.
 _LINGER_S = 10.0
-#: Requests of one client that may wait for the one in front of them before no more are read.
+#: How many requests of one client may wait for the one in front of them before no more are read; how many at most.
 _AHEAD = 4
+MOST_WAITING = 128
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
@@ -69,10 +73,11 @@ class ClientConnection(asyncio.Protocol):
         self._watcher = watcher
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()  # when it came to do what it does: wait, read a head, or let the client finish
+        self._heard = self._since  # when anything came
         self._parser = HttpRequestParser(self)
         self._target = b""
         self._headers: CIMultiDict[str] | None = None
-        self._head_size = 0
+        self._idle_bytes = 0  # come in a row without a beginning, an end, or a piece of a body
         self._coming: Request | None = None
         self._waiting: deque[Request] = deque()
         self.task: asyncio.Task[None] | None = None
@@ -104,6 +109,8 @@ class ClientConnection(asyncio.Protocol):
     def expire(self, now: float) -> None:
         """Close it if it has done nothing for too long."""
         if self.task is not None:
+            if self._coming is not None and not self._paused and now - self._heard > _IDLE_S:
+                self.abort()
             return
         patience_s = _LINGER_S if self._deaf else _HEAD_S if self._headers is not None else _IDLE_S
         if now - self._since > patience_s:
@@ -118,11 +125,17 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
         self._lost = True
         self._let_write()
-        if self.task is not None:
-            self.task.cancel()
+        task, self.task = self.task, None
+        if task is not None and not task.done():  # of one that has failed, to cancel it would hide how
+            task.cancel()
+        # Whatever refers to itself in a circle stays until the garbage collector comes, which is seldom.
+        self._coming = None
+        self._waiting.clear()
+        del self._parser
         self._watcher.gone(self)
 
     def data_received(self, data: bytes) -> None:  # noqa: D102
+        self._heard = self._loop.time()
         try:
             while data and not self._deaf:
                 data = self._parsed(data)
@@ -138,7 +151,7 @@ class ClientConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Called by the parser."""
-        self._target, self._headers, self._head_size = b"", CIMultiDict(), 0
+        self._target, self._headers, self._idle_bytes = b"", CIMultiDict(), 0
         if self.task is None:
             self._since = self._loop.time()
 
@@ -153,7 +166,7 @@ class ClientConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
-        if self._headers is None:
+        if self._headers is None or self._proposes():
             return
         headers, parser = self._headers, self._parser
         length = headers.get("Content-Length")
@@ -169,19 +182,25 @@ class ClientConnection(asyncio.Protocol):
             http11=http11,
             stays=http11 and parser.should_keep_alive() and method != "CONNECT",
         )
-        if self.task is not None:
+        if self.task is None:
+            self._take_up(request)
+        elif len(self._waiting) < MOST_WAITING:
             self._waiting.append(request)
             self._regulate()
         else:
-            self._take_up(request)
+            self._deaf = True
 
     def on_body(self, data: bytes) -> None:
         """Called by the parser."""
+        self._idle_bytes = 0
         if self._coming is not None:
             self._coming.body.feed(data)
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
+        if self._proposes():
+            return
+        self._idle_bytes = 0
         if self._coming is not None:
             self._coming.body.close()
         self._coming = self._headers = None
@@ -189,20 +208,32 @@ class ClientConnection(asyncio.Protocol):
 
     def _parsed(self, data: bytes) -> bytes:
         """Have it parsed up to where a client proposes another protocol, which a server may pass over; the rest."""
-        begun = self._headers
+        self._idle_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade as proposal:
-            self._parser = HttpRequestParser(self)
-            return data[proposal.args[0] :]
-        if begun is not None and begun is self._headers and self._coming is None:
-            self._head_size += len(data)
-            if self._head_size > MOST_HEAD:
-                self._fail(HeadTooLargeError(f"the head of the request has more than {MOST_HEAD} bytes"))
+            rest = data[proposal.args[0] :]
+            return (self._plain_head() if self._proposes() else b"") + rest
+        if self._idle_bytes > MOST_HEAD:
+            self._fail(HeadTooLargeError(f"the head of the request has more than {MOST_HEAD} bytes"))
         return b""
 
+    def _proposes(self) -> bool:
+        """Whether the head that has just come proposes another protocol: the parser takes what follows for that."""
+        return self._parser.should_upgrade() and self._parser.get_method() != b"CONNECT"
+
+    def _plain_head(self) -> bytes:
+        """That head once more, without the proposal, for a new parser."""
+        parser, headers = self._parser, self._headers or CIMultiDict()
+        headers.popall("Upgrade", None)
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        first = b"%b %b HTTP/%b\r\n" % (parser.get_method(), self._target, parser.get_http_version().encode())
+        self._parser = HttpRequestParser(self)
+        return first + lines.encode("utf-8", "surrogateescape") + b"\r\n"
+
     def _take_up(self, request: Request) -> None:
-        if not request.body.complete and request.headers.get("Expect", "").lower() == "100-continue":
+        expects = request.http11 and request.headers.get("Expect", "").lower() == "100-continue"
+        if expects and not request.body.complete:
             self._transport.write(_CONTINUE)
         self.task = self._loop.create_task(self._answer(request))
 
@@ -213,7 +244,10 @@ class ClientConnection(asyncio.Protocol):
                 await self.send(_whole(answer, self._closing(request), with_body=request.method != "HEAD"))
         except ConnectionResetError:
             self.abort()
-        except BaseException:
+        except Exception:
+            logger.exception("%s %s met a bug", request.method, request.target)
+            self.abort()
+        except asyncio.CancelledError:
             self.abort()
             raise
         else:
@@ -223,19 +257,19 @@ class ClientConnection(asyncio.Protocol):
         """The request is answered: turn to the next one, if there is to be one."""
         self.task = None
         self._since = self._loop.time()
-        if self._deaf or not request.body.complete:
+        if self._waiting and request.stays:
+            self._take_up(self._waiting.popleft())
+            self._regulate()
+        elif self._deaf or not request.body.complete:
             self._linger()
         elif self._leaving or not request.stays:
             self._transport.close()
-        elif self._waiting:
-            self._take_up(self._waiting.popleft())
-            self._regulate()
 
     def _fail(self, error: RequestError) -> None:
         """What comes is no request, or not the rest of one; nothing after it can be read."""
         self._deaf = True
         if self._coming is not None:
-            self._coming.body.fail(error)
+            self._coming.body.fail(str(error))
         elif self.task is None:
             self._transport.write(_whole(self._refuse(error), _CLOSE))
         if self.task is None:
@@ -255,7 +289,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _closing(self, request: Request) -> Mapping[str, str]:
         """What tells the client whether it may ask again over this connection."""
-        request.stays = request.stays and request.body.complete and not (self._leaving or self._deaf)
+        last = self._leaving or (self._deaf and not self._waiting)
+        request.stays = request.stays and request.body.complete and not last
         return {} if request.stays else _CLOSE
 
     async def _written(self) -> None:

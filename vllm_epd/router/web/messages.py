@@ -111,7 +111,8 @@ class Response(Struct):
 def head(status: int, *headers: Mapping[str, str]) -> bytes:
     """The head of an answer. Its headers are the router's own: none has a line break in it."""
     lines = "".join([f"{name}: {value}\r\n" for each in headers for name, value in each.items()])
-    return f"{_STATUS_LINES[status]}Date: {_date(int(time()))}\r\n{lines}\r\n".encode("utf-8", "surrogateescape")
+    first = _STATUS_LINES.get(status) or f"HTTP/1.1 {status} \r\n"
+    return f"{first}Date: {_date(int(time()))}\r\n{lines}\r\n".encode("utf-8", "surrogateescape")
 
 
 @lru_cache(maxsize=1)

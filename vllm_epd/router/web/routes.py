@@ -72,10 +72,17 @@ class Routes:
         """What is at a path, percent-encoded as it came."""
         return self._fixed.get(path) or self._named.get(path.rpartition("/")[0])
 
+    def handler(self, request: Request) -> Handler:
+        """What answers a request; see `Resource.handler`.
 
-def missing(request: Request) -> NotFoundError:
-    """The error for a path at which there is nothing."""
-    return NotFoundError(f"there is nothing at {request.path}")
+        Raises:
+            NotFoundError: there is nothing at its path.
+            MethodNotAllowedError: not for its method.
+        """
+        resource = self.find(request.path)
+        if resource is None:
+            raise NotFoundError(f"there is nothing at {request.path}")
+        return resource.handler(request)
 
 
 def _name(path: str) -> str:

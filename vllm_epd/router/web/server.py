@@ -23,6 +23,7 @@ class HttpServer:
         self._connections: set[ClientConnection] = set()
         self._nobody = asyncio.Event()
         self._nobody.set()
+        self._closing = False
         self._listener: asyncio.AbstractServer | None = None
         self._sweeping: asyncio.TimerHandle | None = None
 
@@ -44,10 +45,9 @@ class HttpServer:
 
     async def close(self, grace_s: float) -> None:
         """Accept nothing more, let what is being served finish for so long, then cancel it."""
+        self._closing = True
         if self._listener is not None:
             self._listener.close()
-        if self._sweeping is not None:
-            self._sweeping.cancel()
         for each in list(self._connections):
             each.leave()
         try:
@@ -58,11 +58,15 @@ class HttpServer:
             for each in list(self._connections):
                 each.abort()
             await asyncio.gather(*late, return_exceptions=True)
+        if self._sweeping is not None:
+            self._sweeping.cancel()
 
     def came(self, connection: ClientConnection) -> None:
         """Called by a connection that is made."""
         self._connections.add(connection)
         self._nobody.clear()
+        if self._closing:
+            connection.leave()
 
     def gone(self, connection: ClientConnection) -> None:
         """Called by a connection that has ended."""

@@ -4,11 +4,12 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from vllm_epd.errors import RequestError
 from vllm_epd.router import jsonio
 from vllm_epd.router.failures import error_response
 from vllm_epd.router.instances import InstanceRegistry
 from vllm_epd.router.web.messages import Request, Response
-from vllm_epd.router.web.routes import Answer, Route, Routes, missing
+from vllm_epd.router.web.routes import Answer, Route, Routes
 from vllm_epd.router.web.server import HttpServer
 from vllm_epd.router.workers.siblings import INSTANCES, METRICS, Siblings
 from vllm_epd.router.workers.worker import Worker
@@ -35,10 +36,10 @@ class SiblingRoutes:
 
     async def serve(self, request: Request) -> Answer:
         """Answer another worker."""
-        resource = self._routes.find(request.path)
-        if resource is None:
-            return error_response(missing(request))
-        return await resource.handler(request)(request)
+        try:
+            return await self._routes.handler(request)(request)
+        except RequestError as error:
+            return error_response(error)
 
     async def _lives(self, request: Request) -> Response:
         self._registry.register(InstanceInfo.from_mapping(jsonio.decode(await request.body.read())))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from vllm_epd.errors import TransferError
+from vllm_epd.transfer.warming import Warmer
 
 SEAL_FUTURE_WRITE = 0x10
 """Linux 5.1: nobody maps the memory writable from now on. Python names it from 3.13 on."""
@@ -22,11 +23,13 @@ class Region:
     Attributes:
         tensor: the bytes.
         fd: the descriptor of memory that another process can map; None where there is none.
+        reach: is told up to which byte it is in use or about to be.
     """
 
     tensor: torch.Tensor
     fd: int | None = None
     _on_close: Callable[[], None] = field(default=lambda: None, repr=False)
+    reach: Callable[[int], None] = field(default=lambda end: None, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -73,6 +76,8 @@ def host_region(nbytes: int, *, page_locked: bool = False) -> Region:
     region = Region(torch.frombuffer(memory, dtype=torch.uint8), fd, lambda: os.close(fd))
     if page_locked:
         _page_lock(region)
+    else:
+        _keep_warm(region)
     return region
 
 
@@ -82,6 +87,16 @@ def _seal(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fixed | SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
     except OSError:  # an older kernel
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fixed | fcntl.F_SEAL_SEAL)
+
+
+def _keep_warm(region: Region) -> None:
+    warmer, close = Warmer(region.tensor.data_ptr(), region.nbytes), region._on_close
+
+    def stop_and_close() -> None:
+        warmer.close()
+        close()
+
+    region.reach, region._on_close = warmer.reach, stop_and_close
 
 
 def _page_lock(region: Region) -> None:

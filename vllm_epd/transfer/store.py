@@ -354,9 +354,12 @@ class EmbeddingStore:
             raise PoolError(f"no room for {nbytes} bytes: the pool is full and nothing was claimed for {key!r}")
 
     def _reserve(self, key: str, nbytes: int, now: float) -> bool:
-        reserved = self._pool.reserve(key, nbytes, now) is not None
+        spans = self._pool.reserve(key, nbytes, now)
         self._items = {held: item for held, item in self._items.items() if held in self._pool}
-        return reserved
+        if spans is None:
+            return False
+        self._region.reach(max(span.offset + span.length for span in spans))
+        return True
 
     def _begin_writing(self, key: str) -> tuple[Span, ...]:
         """The pages of `key`, which nobody else gets or fills until `_end_writing`."""

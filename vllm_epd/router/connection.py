@@ -7,10 +7,12 @@ gets; a client library for everything that HTTP has takes several times as long 
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 from httptools import HttpParserError, HttpResponseParser
+
+from vllm_epd.router.inline import Piece, Pieces
 
 # Pieces up to here go out together in one write, and other requests get a turn after so much.
 _TOGETHER = 256 * 2**10
@@ -53,7 +55,7 @@ class Connection(asyncio.Protocol):
         """Whether another request may be sent."""
         return self.complete and self._sent and self._stays and self._error is None
 
-    async def request(self, head: bytes, body: Sequence[bytes]) -> None:
+    async def request(self, head: bytes, body: Pieces) -> None:
         """Send a request, and return when status and headers of its answer are here.
 
         Raises:
@@ -147,7 +149,7 @@ class Connection(asyncio.Protocol):
         self.complete = self._begun
         self._notify()
 
-    async def _send(self, head: bytes, body: Sequence[bytes]) -> None:
+    async def _send(self, head: bytes, body: Pieces) -> None:
         transport = self._transport
         if transport is None:
             raise BrokenConnectionError("not connected")
@@ -201,13 +203,13 @@ class Connection(asyncio.Protocol):
         return "content-length" not in self.headers and "transfer-encoding" not in self.headers
 
 
-def _gathered(pieces: Sequence[bytes]) -> Iterable[bytes]:
+def _gathered(pieces: Pieces) -> Iterable[bytes]:
     """The pieces in order, neighbours joined where they are small: a write costs more than copying does."""
     return [b"".join(pieces)] if sum(map(len, pieces)) <= _TOGETHER else _neighbours(pieces)
 
 
-def _neighbours(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    small: list[bytes] = []
+def _neighbours(pieces: Pieces) -> Iterator[bytes]:
+    small: list[Piece] = []
     size = 0
     for piece in pieces:
         if small and size + len(piece) > _TOGETHER:

@@ -2,8 +2,10 @@
 """What the time of one request goes to. Pure; the clock is given."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from functools import partial
 from types import TracebackType
 
 from vllm_epd.types import Role
@@ -24,6 +26,8 @@ class Span(StrEnum):
 
 
 _SPANS = tuple(Span)
+
+_UNTIL_FIRST_TOKEN = ';desc="until the first token"'
 
 #: Where the time goes that a request waits for a stage.
 QUEUE: Mapping[Role, Span] = {role: Span(f"{role.value}_queue") for role in Role}
@@ -46,12 +50,12 @@ class Timeline:
         self.arrived = clock()
         self.first_token: float | None = None
         self._clock = clock
-        self._spent: dict[Span, _Spent] = {}
+        self._spent: defaultdict[Span, _Spent] = defaultdict(partial(_Spent, clock))
 
     def during(self, span: Span, *, within: Span | None = None) -> "_Spent | _Within":
         """Count a `with` block as time in `span`; not as time in the one around it, if that is named."""
-        spent = self._of(span)
-        return spent if within is None else _Within(spent, self._of(within), self._clock)
+        spent = self._spent[span]
+        return spent if within is None else _Within(spent, self._spent[within], self._clock)
 
     def begin_answer(self) -> None:
         """The client gets the first of its answer now; once, however often it is called."""
@@ -75,12 +79,6 @@ class Timeline:
     def is_open(self, span: Span) -> bool:
         """Whether the request is in `span`."""
         return span in self._spent and self._spent[span].open > 0
-
-    def _of(self, span: Span) -> "_Spent":
-        found = self._spent.get(span)
-        if found is None:
-            found = self._spent[span] = _Spent(self._clock)
-        return found
 
 
 class _Spent:
@@ -150,10 +148,9 @@ def server_timing(timeline: Timeline) -> str:
 
     The header of a stream goes out with its first token, which is all that decode has done by then.
     """
-    metrics = [_metric(span, seconds, timeline) for span, seconds in timeline.seconds().items()]
+    begun = Span.DECODE if timeline.is_open(Span.DECODE) else None
+    metrics = [
+        f"{span};dur={1000 * seconds:.1f}{_UNTIL_FIRST_TOKEN if span is begun else ''}"
+        for span, seconds in timeline.seconds().items()
+    ]
     return ", ".join((*metrics, f"total;dur={1000 * timeline.total_s():.1f}"))
-
-
-def _metric(span: Span, seconds: float, timeline: Timeline) -> str:
-    metric = f"{span};dur={1000 * seconds:.1f}"
-    return f'{metric};desc="until the first token"' if span is Span.DECODE and timeline.is_open(span) else metric

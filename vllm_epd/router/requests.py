@@ -89,6 +89,7 @@ class ClientRequest(Struct, frozen=True):
         media: its media parts, in order of appearance.
         prompts: the prompts of a completion; a chat has one.
         n: choices per prompt.
+        model: the model that the client names.
         inline: the data of media parts that is cut out of `raw` and `body`, and of what is made from them.
     """
 
@@ -98,12 +99,8 @@ class ClientRequest(Struct, frozen=True):
     media: tuple[MediaPart, ...]
     prompts: tuple[Any, ...]
     n: int
+    model: str | None = None
     inline: Inline = NOTHING
-
-    @property
-    def model(self) -> str | None:
-        """The model that the client names."""
-        return self.body.get("model") or None
 
     @property
     def stream(self) -> bool:
@@ -182,7 +179,7 @@ def _parse(api: Api, raw: bytes, inline: Inline) -> ClientRequest:
     else:
         prompts = _prompts(body)
     n = body.get("n")
-    return ClientRequest(api, raw, body, media, prompts, 1 if n is None else n, inline)
+    return ClientRequest(api, raw, body, media, prompts, 1 if n is None else n, body.get("model") or None, inline)
 
 
 def _all_in_media(request: ClientRequest) -> bool:

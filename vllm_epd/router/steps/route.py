@@ -8,7 +8,7 @@ from vllm_epd.router import fields
 from vllm_epd.router.context import RequestContext
 from vllm_epd.router.fields import When
 from vllm_epd.router.instances import Instance
-from vllm_epd.router.plan import Route, who_may_prefill
+from vllm_epd.router.plan import Route
 from vllm_epd.router.requests import ClientRequest
 from vllm_epd.router.steps.wait import check_in_time, measure, pick_prefill
 from vllm_epd.router.timeline import Span
@@ -36,9 +36,7 @@ class RouteStep:
 def _candidates(ctx: RequestContext, has_media: bool) -> Sequence[Instance]:
     keep = ctx.route if ctx.items else None
     group = ctx.planned.group if ctx.sent else None
-    return ctx.derived(
-        (has_media, keep, group), lambda: who_may_prefill(ctx.serving(), has_media=has_media, keep=keep, group=group)
-    )
+    return ctx.fleet.who_may_prefill(has_media=has_media, keep=keep, group=group)
 
 
 def _check_honoured(request: ClientRequest, route: Route, max_choices: int) -> None:

@@ -137,45 +137,35 @@ class _Call(AbstractAsyncContextManager[InstanceAnswer]):
         if self._judged:
             self._instance.breaker.tried()
         try:
-            return await self._send()
-        except BaseException as error:
-            self._judge(error)
-            raise
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._let_go()
-        self._judge(error)
-
-    async def _send(self) -> InstanceAnswer:
-        connection = self._connection = await self._connect()
-        self._alarm = asyncio.get_running_loop().call_later(self._total_s, connection.expire)
-        # The host of an instance that is gone may not be there to break the connection.
-        self._instance.await_answer(connection)
-        try:
+            connection = self._connection = self._address.take() or await self._connect()
+            self._alarm = asyncio.get_running_loop().call_later(self._total_s, connection.expire)
+            # The host of an instance that is gone may not be there to break the connection.
+            self._instance.await_answer(connection)
             pieces, self._pieces = self._pieces, ()  # an answer may last much longer than what it needs of the question
             await connection.request(self._head, pieces)
             if connection.status != 200:
                 raise await _refusal(connection, self._stage, self._instance)
+        except OSError as error:
+            told = _told(error, self._stage, self._instance)
+            self._end(told)
+            raise told from error
         except BaseException as error:
-            self._let_go()
-            if isinstance(error, OSError):
-                raise _told(error, self._stage, self._instance) from error
+            self._end(error)
             raise
         return InstanceAnswer(connection, self._stage, self._instance)
 
-    def _let_go(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        """Give the connection back and judge the instance; what it answers in good order says nothing against it."""
         if self._alarm is not None:
             self._alarm.cancel()
-        self._instance.end_answer(connection)
-        self._connections.release(self._address, connection)
-
-    def _judge(self, error: BaseException | None) -> None:
-        """What an instance answers in good order says nothing against it."""
+        if self._connection is not None:
+            self._instance.end_answer(self._connection)
+            self._connections.release(self._address, self._connection)
         if not self._judged:
             return
         if error is None:
@@ -185,7 +175,7 @@ class _Call(AbstractAsyncContextManager[InstanceAnswer]):
 
     async def _connect(self) -> Connection:
         try:
-            return await self._connections.acquire(self._address)
+            return await self._connections.open(self._address)
         except (OSError, UnicodeError) as error:
             reason = str(error) or type(error).__name__
             message = f"{self._stage} instance {self._instance.name} cannot be reached: {reason}"

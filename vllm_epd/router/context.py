@@ -2,7 +2,6 @@
 """What the steps of one request share."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 from msgspec import Struct, field
@@ -29,6 +28,7 @@ from vllm_epd.router.record import REQUEST_ID_HEADER, Record
 from vllm_epd.router.recovery import Recovery
 from vllm_epd.router.requests import Branch, ClientRequest, without_media
 from vllm_epd.router.scheduling import Scheduling
+from vllm_epd.router.seats import Counted
 from vllm_epd.router.sinks import Sink
 from vllm_epd.router.transcript import Transcript
 from vllm_epd.types import Role
@@ -92,7 +92,7 @@ class RequestContext(Struct):
     opening: Opening | None = None
     transcript: Transcript | None = None
     answered: bool = False
-    hold: ExitStack = field(default_factory=ExitStack)
+    hold: Counted = field(default_factory=Counted)
     original: ClientRequest | None = None
     working: Instance | None = None
     failed: set[Instance] = field(default_factory=set)

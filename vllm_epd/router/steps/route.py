@@ -28,7 +28,7 @@ class RouteStep:
         measure(ctx)
         has_media = bool(ctx.request.media)
         ctx.route = Route.through(pick_prefill(ctx, _candidates(ctx, has_media)), has_media=has_media)
-        ctx.hold.enter_context(ctx.route.prefill.busy(ctx.demand.prompt(0)))
+        ctx.hold.work(ctx.route.prefill, ctx.demand.prompt(0))
         _check_honoured(ctx.request, ctx.route, ctx.services.config.max_choices)
         check_in_time(ctx)
 

@@ -103,7 +103,7 @@ async def seats_to_prefill(ctx: RequestContext) -> tuple[Seat, Seat | None]:
     await _enter(ctx, Role.PREFILL, _way(ctx), partial(_take_pair, ctx, taken))
     prefill, *decode = taken
     ctx.hold.close()
-    ctx.hold.enter_context(prefill)
+    ctx.hold.seat(prefill)
     return prefill, decode[0] if decode else None
 
 

@@ -57,9 +57,9 @@ def joined(pieces: Sequence[EncodedItem]) -> EncodedItem:
     Raises:
         UpstreamError: they do not make up one item.
     """
-    full = [each for each in pieces if not each.is_empty]
     if len(pieces) == 1 and pieces[0].shard is None:
         return pieces[0]
+    full = [each for each in pieces if not each.is_empty]
     names = {(each.mm_hash, 1 if each.shard is None else each.shard.count) for each in pieces}
     indices = [0 if each.shard is None else each.shard.index for each in full]
     if len(names) != 1 or indices != list(range(names.pop()[1])):

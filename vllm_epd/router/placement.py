@@ -51,6 +51,7 @@ def place(
     whatever its size: it will never find more.
     """
     empty = not any(each.pool.used for each in encoders)
+    nbytes = {each: estimate(each) for each in encoders}
     placed: dict[Need, Place] = {}
     try:
         for need in needs:
@@ -58,11 +59,11 @@ def place(
                 there.instance.pool.take(there.slot, there.nbytes)
                 placed[need] = there
         for need in sorted([each for each in needs if each not in placed], key=lambda each: -each.cost):
-            roomy = [each for each in encoders if has_room(each, need.slot, estimate(each))]
+            roomy = [each for each in encoders if has_room(each, need.slot, nbytes[each])]
             if not roomy and not empty:
                 return None
             instance = choose(roomy or encoders, need)
-            found = placed[need] = Place(instance, need.slot, estimate(instance))
+            found = placed[need] = Place(instance, need.slot, nbytes[instance])
             instance.pool.take(found.slot, found.nbytes)
             instance.begin(need.cost)
         return [placed[need] for need in needs]

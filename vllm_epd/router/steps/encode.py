@@ -74,8 +74,9 @@ def _keep(ctx: RequestContext, parts: list[Part], items: list[EncodedItem]) -> N
     whole = {place: joined(each) for place, each in pieces.items()}
     learn(whole.values(), ctx.services.scheduling.means)
     told = {item.mm_hash: place for place, item in whole.items()}
-    read = [item for place in told.values() for item in pieces[place]]
-    ctx.leases.drop_unread(read, ctx.services.encoders.leases.release)
+    if len(told) < len(whole):
+        read = [item for place in told.values() for item in pieces[place]]
+        ctx.leases.drop_unread(read, ctx.services.encoders.leases.release)
     for part in parts:
         ctx.items.update(dict.fromkeys(part.places, whole[told[whole[part.places[0]].mm_hash]]))
 

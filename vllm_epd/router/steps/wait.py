@@ -168,8 +168,8 @@ def _roomy_prefill(ctx: RequestContext, ask: Ask) -> Instance | None:
 
 def _sit_to_prefill(ctx: RequestContext, instance: Instance, ask: Ask) -> Seat:
     ctx.route = ctx.planned.by(instance)
-    names, seen, who = ctx.demand.names(ctx.branch.prompt), ctx.services.scheduling.seen_prompts, holder(instance.info)
-    if names:
+    if names := ctx.demand.names(ctx.branch.prompt):
+        seen, who = ctx.services.scheduling.seen_prompts, holder(instance.info)
         ctx.services.metrics.sent_prompt(BLOCK_TOKENS * len(names), BLOCK_TOKENS * seen.blocks(names, who))
         seen.note(names, who)
     return _sit(ctx, instance, ask)

@@ -5,6 +5,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
+from typing import Self
 
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router.config import Timeouts
@@ -20,13 +21,34 @@ _SHOWN = 300
 _UNWELL = frozenset({503})
 
 
-class InstanceAnswer:
-    """The answer of an instance that took a request, with its body still to come."""
+class InstanceAnswer(AbstractAsyncContextManager["InstanceAnswer"]):
+    """The answer of an instance that takes a request: sent on entry, with its body still to come then.
 
-    def __init__(self, connection: Connection, stage: Role, instance: Instance) -> None:
-        self._connection = connection
+    The connection is given back on exit; how the call ends is told to the instance's breaker.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        stage: Role,
+        instance: Instance,
+        path: str,
+        pieces: Pieces,
+        headers: Mapping[str, str],
+        total_s: float,
+        *,
+        judged: bool,
+    ) -> None:
+        self._connections = connections
         self._stage = stage
         self._instance = instance
+        self._total_s = total_s
+        self._judged = judged
+        self._pieces: Pieces = pieces
+        self._address = connections.address(instance.info.url)
+        self._head = self._address.head(path, headers, sum(map(len, pieces)))
+        self._connection: Connection  # along with the alarm
+        self._alarm: asyncio.TimerHandle | None = None
 
     @property
     def is_stream(self) -> bool:
@@ -50,6 +72,53 @@ class InstanceAnswer:
             if not chunk:
                 return
             yield chunk
+
+    async def __aenter__(self) -> Self:
+        if self._judged:
+            self._instance.breaker.tried()
+        try:
+            self._connection = connection = self._address.take() or await self._connect()
+            self._alarm = asyncio.get_running_loop().call_later(self._total_s, connection.expire)
+            # The host of an instance that is gone may not be there to break the connection.
+            self._instance.await_answer(connection)
+            pieces, self._pieces = self._pieces, ()  # an answer may last much longer than what it needs of the question
+            await connection.request(self._head, pieces)
+            if connection.status != 200:
+                raise await _refusal(connection, self._stage, self._instance)
+        except OSError as error:
+            told = _told(error, self._stage, self._instance)
+            self._end(told)
+            raise told from error
+        except BaseException as error:
+            self._end(error)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        """Give the connection back and judge the instance; what it answers in good order says nothing against it."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._instance.end_answer(self._connection)
+            self._connections.release(self._address, self._connection)
+        if not self._judged:
+            return
+        if error is None:
+            self._instance.breaker.succeeded()
+        elif isinstance(error, (UnreachableError, BrokenOffError)) or getattr(error, "status", None) in _UNWELL:
+            self._instance.breaker.failed()
+
+    async def _connect(self) -> Connection:
+        try:
+            return await self._connections.open(self._address)
+        except (OSError, UnicodeError) as error:
+            reason = str(error) or type(error).__name__
+            message = f"{self._stage} instance {self._instance.name} cannot be reached: {reason}"
+            raise UnreachableError(message, stage=self._stage.value, instance=self._instance) from error
 
 
 class InstanceClient:
@@ -89,7 +158,7 @@ class InstanceClient:
         """
         pieces = (body,) if isinstance(body, bytes) else body
         total_s = self._timeouts.of(stage) if timeout_s is None else timeout_s
-        return _Call(self._connections, stage, instance, path, pieces, headers, total_s, judged=judged)
+        return InstanceAnswer(self._connections, stage, instance, path, pieces, headers, total_s, judged=judged)
 
     async def ask(
         self,
@@ -105,81 +174,6 @@ class InstanceClient:
         """Send a JSON body and return the whole answer; limits and failures are those of `post`."""
         async with self.post(stage, instance, path, body, headers, timeout_s=timeout_s, judged=judged) as answer:
             return await answer.read()
-
-
-class _Call(AbstractAsyncContextManager[InstanceAnswer]):
-    """One request: sent on entry, its connection given back on exit; how it ends is told to the instance's breaker."""
-
-    def __init__(
-        self,
-        connections: Connections,
-        stage: Role,
-        instance: Instance,
-        path: str,
-        pieces: Pieces,
-        headers: Mapping[str, str],
-        total_s: float,
-        *,
-        judged: bool,
-    ) -> None:
-        self._connections = connections
-        self._stage = stage
-        self._instance = instance
-        self._total_s = total_s
-        self._judged = judged
-        self._pieces: Pieces = pieces
-        self._address = connections.address(instance.info.url)
-        self._head = self._address.head(path, headers, sum(map(len, pieces)))
-        self._connection: Connection | None = None
-        self._alarm: asyncio.TimerHandle | None = None
-
-    async def __aenter__(self) -> InstanceAnswer:
-        if self._judged:
-            self._instance.breaker.tried()
-        try:
-            connection = self._connection = self._address.take() or await self._connect()
-            self._alarm = asyncio.get_running_loop().call_later(self._total_s, connection.expire)
-            # The host of an instance that is gone may not be there to break the connection.
-            self._instance.await_answer(connection)
-            pieces, self._pieces = self._pieces, ()  # an answer may last much longer than what it needs of the question
-            await connection.request(self._head, pieces)
-            if connection.status != 200:
-                raise await _refusal(connection, self._stage, self._instance)
-        except OSError as error:
-            told = _told(error, self._stage, self._instance)
-            self._end(told)
-            raise told from error
-        except BaseException as error:
-            self._end(error)
-            raise
-        return InstanceAnswer(connection, self._stage, self._instance)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._end(error)
-
-    def _end(self, error: BaseException | None) -> None:
-        """Give the connection back and judge the instance; what it answers in good order says nothing against it."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-        if self._connection is not None:
-            self._instance.end_answer(self._connection)
-            self._connections.release(self._address, self._connection)
-        if not self._judged:
-            return
-        if error is None:
-            self._instance.breaker.succeeded()
-        elif isinstance(error, (UnreachableError, BrokenOffError)) or getattr(error, "status", None) in _UNWELL:
-            self._instance.breaker.failed()
-
-    async def _connect(self) -> Connection:
-        try:
-            return await self._connections.open(self._address)
-        except (OSError, UnicodeError) as error:
-            reason = str(error) or type(error).__name__
-            message = f"{self._stage} instance {self._instance.name} cannot be reached: {reason}"
-            raise UnreachableError(message, stage=self._stage.value, instance=self._instance) from error
 
 
 async def _refusal(connection: Connection, stage: Role, instance: Instance) -> UpstreamError:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP to instances; the one place that knows what goes wrong on the way to them."""
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self
 
 from vllm_epd.errors import UpstreamError
+from vllm_epd.router.alarms import Alarms
 from vllm_epd.router.config import Timeouts
 from vllm_epd.router.connection import Connection
 from vllm_epd.router.connections import Connections
@@ -30,6 +30,7 @@ class InstanceAnswer(AbstractAsyncContextManager["InstanceAnswer"]):
     def __init__(
         self,
         connections: Connections,
+        alarms: Alarms,
         stage: Role,
         instance: Instance,
         path: str,
@@ -40,6 +41,7 @@ class InstanceAnswer(AbstractAsyncContextManager["InstanceAnswer"]):
         judged: bool,
     ) -> None:
         self._connections = connections
+        self._alarms = alarms
         self._stage = stage
         self._instance = instance
         self._total_s = total_s
@@ -47,8 +49,8 @@ class InstanceAnswer(AbstractAsyncContextManager["InstanceAnswer"]):
         self._pieces: Pieces = pieces
         self._address = connections.address(instance.info.url)
         self._head = self._address.head(path, headers, sum(map(len, pieces)))
-        self._connection: Connection  # along with the alarm
-        self._alarm: asyncio.TimerHandle | None = None
+        self._connection: Connection  # only if connected
+        self._connected = False
 
     @property
     def is_stream(self) -> bool:
@@ -78,7 +80,8 @@ class InstanceAnswer(AbstractAsyncContextManager["InstanceAnswer"]):
             self._instance.breaker.tried()
         try:
             self._connection = connection = self._address.take() or await self._connect()
-            self._alarm = asyncio.get_running_loop().call_later(self._total_s, connection.expire)
+            self._alarms.begin(connection, self._total_s)
+            self._connected = True
             # The host of an instance that is gone may not be there to break the connection.
             self._instance.await_answer(connection)
             pieces, self._pieces = self._pieces, ()  # an answer may last much longer than what it needs of the question
@@ -101,8 +104,8 @@ class InstanceAnswer(AbstractAsyncContextManager["InstanceAnswer"]):
 
     def _end(self, error: BaseException | None) -> None:
         """Give the connection back and judge the instance; what it answers in good order says nothing against it."""
-        if self._alarm is not None:
-            self._alarm.cancel()
+        if self._connected:
+            self._alarms.end(self._connection)
             self._instance.end_answer(self._connection)
             self._connections.release(self._address, self._connection)
         if not self._judged:
@@ -130,9 +133,11 @@ class InstanceClient:
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
         self._connections = Connections(timeouts.connect_s)
+        self._alarms = Alarms()
 
     def close(self) -> None:
         """Close all connections that nobody uses."""
+        self._alarms.close()
         self._connections.close()
 
     def post(
@@ -158,7 +163,9 @@ class InstanceClient:
         """
         pieces = (body,) if isinstance(body, bytes) else body
         total_s = self._timeouts.of(stage) if timeout_s is None else timeout_s
-        return InstanceAnswer(self._connections, stage, instance, path, pieces, headers, total_s, judged=judged)
+        return InstanceAnswer(
+            self._connections, self._alarms, stage, instance, path, pieces, headers, total_s, judged=judged
+        )
 
     async def ask(
         self,

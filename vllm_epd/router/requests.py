@@ -7,7 +7,7 @@ The client's body is shared by all bodies made from it and never changed.
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -49,20 +49,23 @@ _OF_STREAMS = ("stream_options", "stream_interval")
 
 
 class Api(StrEnum):
-    """The two generating APIs."""
+    """The two generating APIs, by their paths.
 
-    CHAT = "/v1/chat/completions"
-    COMPLETION = "/v1/completions"
+    Attributes:
+        rules: what becomes of each field.
+        id_prefix: with what vLLM starts the ids of its answers.
+    """
 
-    @property
-    def rules(self) -> Mapping[str, Rule]:
-        """What becomes of each field of this API."""
-        return fields.CHAT if self is Api.CHAT else fields.COMPLETION
+    rules: Mapping[str, Rule]
+    id_prefix: str
 
-    @property
-    def id_prefix(self) -> str:
-        """With what vLLM starts the ids of its answers."""
-        return "chatcmpl-" if self is Api.CHAT else "cmpl-"
+    CHAT = "/v1/chat/completions", fields.CHAT, "chatcmpl-"
+    COMPLETION = "/v1/completions", fields.COMPLETION, "cmpl-"
+
+    def __new__(cls, path: str, rules: Mapping[str, Rule], id_prefix: str) -> Self:  # noqa: D102
+        api = str.__new__(cls, path)
+        api._value_, api.rules, api.id_prefix = path, rules, id_prefix
+        return api
 
 
 class Branch(Struct, frozen=True):

@@ -25,9 +25,9 @@ def degree(
         asked: how many shards are asked for; None for as many as there are idle encoders, if the part is large.
         made: whether what has this digest was made or is being made; the same shards are taken again.
     """
-    if part.digest is None or made(part.digest):
+    if part.digest is None or not all(each.info.limits.get(f"shards_{modality}") for each in encoders):
         return 1
-    if not all(each.info.limits.get(f"shards_{modality}") for each in encoders):
+    if made(part.digest):
         return 1
     for count in range(2, len(encoders) + 1):
         if made(shard_digest(part.digest, Shard(0, count))):

@@ -55,7 +55,7 @@ class InstanceAnswer(AbstractAsyncContextManager["InstanceAnswer"]):
     @property
     def is_stream(self) -> bool:
         """Whether the body is a stream of events."""
-        return _content_type(self._connection) == "text/event-stream"
+        return _content_type(self._connection) == b"text/event-stream"
 
     async def read(self) -> bytes:
         """The whole body."""
@@ -185,7 +185,7 @@ class InstanceClient:
 
 async def _refusal(connection: Connection, stage: Role, instance: Instance) -> UpstreamError:
     body = await connection.read()
-    is_json = _content_type(connection) == "application/json"
+    is_json = _content_type(connection) == b"application/json"
     shown = body[:_SHOWN].decode(errors="replace")
     error = UpstreamError(
         f"{stage} instance {instance.name} answered {connection.status}: {shown}",
@@ -193,13 +193,13 @@ async def _refusal(connection: Connection, stage: Role, instance: Instance) -> U
         status=connection.status if connection.status >= 400 else 502,
         body=body if is_json else None,
     )
-    wait = connection.headers.get("retry-after", "")
-    error.retry_after_s = int(wait) if wait.isdecimal() else None
+    wait = connection.headers.get(b"retry-after", b"")
+    error.retry_after_s = int(wait) if wait.isdigit() else None
     return error
 
 
-def _content_type(connection: Connection) -> str:
-    return connection.headers.get("content-type", "").partition(";")[0].strip().lower()
+def _content_type(connection: Connection) -> bytes:
+    return connection.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
 
 def _told(error: OSError, stage: Role, instance: Instance) -> UpstreamError:

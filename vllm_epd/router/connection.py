@@ -35,7 +35,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.status = 0
-        self.headers: dict[str, str] = {}
+        self.headers: dict[bytes, bytes] = {}
         self.complete = True
         self._transport: asyncio.Transport | None = None
         self._parser = HttpResponseParser(self)
@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser."""
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        self.headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
@@ -193,7 +193,7 @@ class Connection(asyncio.Protocol):
         self._notify()
 
     def _ends_with_connection(self) -> bool:
-        return "content-length" not in self.headers and "transfer-encoding" not in self.headers
+        return b"content-length" not in self.headers and b"transfer-encoding" not in self.headers
 
 
 def _turns(pieces: Pieces) -> Iterator[Pieces]:

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import partial
-from types import TracebackType
 
 from vllm_epd.types import Role
 
@@ -55,7 +54,7 @@ class Timeline:
     def during(self, span: Span, *, within: Span | None = None) -> "_Spent | _Within":
         """Count a `with` block as time in `span`; not as time in the one around it, if that is named."""
         spent = self._spent[span]
-        return spent if within is None else _Within(spent, self._spent[within], self._clock)
+        return spent if within is None else _Within(spent, self._spent[within])
 
     def begin_answer(self) -> None:
         """The client gets the first of its answer now; once, however often it is called."""
@@ -96,24 +95,14 @@ class _Spent:
         self.open = 0
 
     def __enter__(self) -> None:
-        self.enter(self._clock())
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.leave(self._clock())
-
-    def enter(self, now: float) -> None:
-        """One more is in the span."""
         if not self.open:
-            self._since = now
+            self._since = self._clock()
         self.open += 1
 
-    def leave(self, now: float) -> None:
-        """One less is."""
+    def __exit__(self, *_: object) -> None:
         self.open -= 1
         if not self.open:
-            self._seconds += now - self._since
+            self._seconds += self._clock() - self._since
 
     def until(self, now: float) -> float:
         """All of the time, up to now where it is not over."""
@@ -123,24 +112,19 @@ class _Spent:
 class _Within:
     """Time in one span, and not in the one around it."""
 
-    __slots__ = ("_around", "_clock", "_spent")
+    __slots__ = ("_around", "_spent")
 
-    def __init__(self, spent: _Spent, around: _Spent, clock: Callable[[], float]) -> None:
+    def __init__(self, spent: _Spent, around: _Spent) -> None:
         self._spent = spent
         self._around = around
-        self._clock = clock
 
     def __enter__(self) -> None:
-        now = self._clock()
-        self._around.leave(now)
-        self._spent.enter(now)
+        self._around.__exit__()
+        self._spent.__enter__()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        now = self._clock()
-        self._spent.leave(now)
-        self._around.enter(now)
+    def __exit__(self, *_: object) -> None:
+        self._spent.__exit__()
+        self._around.__enter__()
 
 
 def server_timing(timeline: Timeline) -> str:

@@ -96,14 +96,13 @@ class StageQueue:
             TooLateError: `limit` is over, or is likely to be before it gets in.
             TimeoutError: `until` is over.
         """
-        began = self._clock()
         if not self._waits(group) and attempt():
             return
         known = ticket()
         self._check(known, limit)
         end = until if limit is None else min(until, limit)
         try:
-            async with asyncio.timeout(max(0.0, end - began)):
+            async with asyncio.timeout(max(0.0, end - self._clock())):
                 await self._wait(group, known, attempt)
         except TimeoutError:
             if end == until:

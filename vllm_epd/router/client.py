@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP to instances; the one place that knows what goes wrong on the way to them."""
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
+from typing import Self
 
 from vllm_epd.errors import UpstreamError
+from vllm_epd.router.alarms import Alarms
 from vllm_epd.router.config import Timeouts
 from vllm_epd.router.connection import Connection
 from vllm_epd.router.connections import Connections
@@ -20,18 +21,41 @@ _SHOWN = 300
 _UNWELL = frozenset({503})
 
 
-class InstanceAnswer:
-    """The answer of an instance that took a request, with its body still to come."""
+class InstanceAnswer(AbstractAsyncContextManager["InstanceAnswer"]):
+    """The answer of an instance that takes a request: sent on entry, with its body still to come then.
 
-    def __init__(self, connection: Connection, stage: Role, instance: Instance) -> None:
-        self._connection = connection
+    The connection is given back on exit; how the call ends is told to the instance's breaker.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        alarms: Alarms,
+        stage: Role,
+        instance: Instance,
+        path: str,
+        pieces: Pieces,
+        headers: Mapping[str, str],
+        total_s: float,
+        *,
+        judged: bool,
+    ) -> None:
+        self._connections = connections
+        self._alarms = alarms
         self._stage = stage
         self._instance = instance
+        self._total_s = total_s
+        self._judged = judged
+        self._pieces: Pieces = pieces
+        self._address = connections.address(instance.info.url)
+        self._head = self._address.head(path, headers, sum(map(len, pieces)))
+        self._connection: Connection  # only if connected
+        self._connected = False
 
     @property
     def is_stream(self) -> bool:
         """Whether the body is a stream of events."""
-        return _content_type(self._connection) == "text/event-stream"
+        return _content_type(self._connection) == b"text/event-stream"
 
     async def read(self) -> bytes:
         """The whole body."""
@@ -51,6 +75,54 @@ class InstanceAnswer:
                 return
             yield chunk
 
+    async def __aenter__(self) -> Self:
+        if self._judged:
+            self._instance.breaker.tried()
+        try:
+            self._connection = connection = self._address.take() or await self._connect()
+            self._alarms.begin(connection, self._total_s)
+            self._connected = True
+            # The host of an instance that is gone may not be there to break the connection.
+            self._instance.await_answer(connection)
+            pieces, self._pieces = self._pieces, ()  # an answer may last much longer than what it needs of the question
+            await connection.request(self._head, pieces)
+            if connection.status != 200:
+                raise await _refusal(connection, self._stage, self._instance)
+        except OSError as error:
+            told = _told(error, self._stage, self._instance)
+            self._end(told)
+            raise told from error
+        except BaseException as error:
+            self._end(error)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        """Give the connection back and judge the instance; what it answers in good order says nothing against it."""
+        if self._connected:
+            self._alarms.end(self._connection)
+            self._instance.end_answer(self._connection)
+            self._connections.release(self._address, self._connection)
+        if not self._judged:
+            return
+        if error is None:
+            self._instance.breaker.succeeded()
+        elif isinstance(error, (UnreachableError, BrokenOffError)) or getattr(error, "status", None) in _UNWELL:
+            self._instance.breaker.failed()
+
+    async def _connect(self) -> Connection:
+        try:
+            return await self._connections.open(self._address)
+        except (OSError, UnicodeError) as error:
+            reason = str(error) or type(error).__name__
+            message = f"{self._stage} instance {self._instance.name} cannot be reached: {reason}"
+            raise UnreachableError(message, stage=self._stage.value, instance=self._instance) from error
+
 
 class InstanceClient:
     """Sends requests to instances; one per router, until `close`.
@@ -61,9 +133,11 @@ class InstanceClient:
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
         self._connections = Connections(timeouts.connect_s)
+        self._alarms = Alarms()
 
     def close(self) -> None:
         """Close all connections that nobody uses."""
+        self._alarms.close()
         self._connections.close()
 
     def post(
@@ -89,7 +163,9 @@ class InstanceClient:
         """
         pieces = (body,) if isinstance(body, bytes) else body
         total_s = self._timeouts.of(stage) if timeout_s is None else timeout_s
-        return _Call(self._connections, stage, instance, path, pieces, headers, total_s, judged=judged)
+        return InstanceAnswer(
+            self._connections, self._alarms, stage, instance, path, pieces, headers, total_s, judged=judged
+        )
 
     async def ask(
         self,
@@ -107,94 +183,9 @@ class InstanceClient:
             return await answer.read()
 
 
-class _Call(AbstractAsyncContextManager[InstanceAnswer]):
-    """One request: sent on entry, its connection given back on exit; how it ends is told to the instance's breaker."""
-
-    def __init__(
-        self,
-        connections: Connections,
-        stage: Role,
-        instance: Instance,
-        path: str,
-        pieces: Pieces,
-        headers: Mapping[str, str],
-        total_s: float,
-        *,
-        judged: bool,
-    ) -> None:
-        self._connections = connections
-        self._stage = stage
-        self._instance = instance
-        self._total_s = total_s
-        self._judged = judged
-        self._pieces: Pieces = pieces
-        self._address = connections.address(instance.info.url)
-        self._head = self._address.head(path, headers, sum(map(len, pieces)))
-        self._connection: Connection | None = None
-        self._alarm: asyncio.TimerHandle | None = None
-
-    async def __aenter__(self) -> InstanceAnswer:
-        if self._judged:
-            self._instance.breaker.tried()
-        try:
-            return await self._send()
-        except BaseException as error:
-            self._judge(error)
-            raise
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._let_go()
-        self._judge(error)
-
-    async def _send(self) -> InstanceAnswer:
-        connection = self._connection = await self._connect()
-        self._alarm = asyncio.get_running_loop().call_later(self._total_s, connection.expire)
-        # The host of an instance that is gone may not be there to break the connection.
-        self._instance.await_answer(connection)
-        try:
-            pieces, self._pieces = self._pieces, ()  # an answer may last much longer than what it needs of the question
-            await connection.request(self._head, pieces)
-            if connection.status != 200:
-                raise await _refusal(connection, self._stage, self._instance)
-        except BaseException as error:
-            self._let_go()
-            if isinstance(error, OSError):
-                raise _told(error, self._stage, self._instance) from error
-            raise
-        return InstanceAnswer(connection, self._stage, self._instance)
-
-    def _let_go(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._instance.end_answer(connection)
-        self._connections.release(self._address, connection)
-
-    def _judge(self, error: BaseException | None) -> None:
-        """What an instance answers in good order says nothing against it."""
-        if not self._judged:
-            return
-        if error is None:
-            self._instance.breaker.succeeded()
-        elif isinstance(error, (UnreachableError, BrokenOffError)) or getattr(error, "status", None) in _UNWELL:
-            self._instance.breaker.failed()
-
-    async def _connect(self) -> Connection:
-        try:
-            return await self._connections.acquire(self._address)
-        except (OSError, UnicodeError) as error:
-            reason = str(error) or type(error).__name__
-            message = f"{self._stage} instance {self._instance.name} cannot be reached: {reason}"
-            raise UnreachableError(message, stage=self._stage.value, instance=self._instance) from error
-
-
 async def _refusal(connection: Connection, stage: Role, instance: Instance) -> UpstreamError:
     body = await connection.read()
-    is_json = _content_type(connection) == "application/json"
+    is_json = _content_type(connection) == b"application/json"
     shown = body[:_SHOWN].decode(errors="replace")
     error = UpstreamError(
         f"{stage} instance {instance.name} answered {connection.status}: {shown}",
@@ -202,13 +193,13 @@ async def _refusal(connection: Connection, stage: Role, instance: Instance) -> U
         status=connection.status if connection.status >= 400 else 502,
         body=body if is_json else None,
     )
-    wait = connection.headers.get("retry-after", "")
-    error.retry_after_s = int(wait) if wait.isdecimal() else None
+    wait = connection.headers.get(b"retry-after", b"")
+    error.retry_after_s = int(wait) if wait.isdigit() else None
     return error
 
 
-def _content_type(connection: Connection) -> str:
-    return connection.headers.get("content-type", "").partition(";")[0].strip().lower()
+def _content_type(connection: Connection) -> bytes:
+    return connection.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
 
 def _told(error: OSError, stage: Role, instance: Instance) -> UpstreamError:

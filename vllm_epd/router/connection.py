@@ -7,13 +7,14 @@ gets; a client library for everything that HTTP has takes several times as long 
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import cast
 
 from httptools import HttpParserError, HttpResponseParser
 
-# Pieces up to here go out together in one write, and other requests get a turn after so much.
-_TOGETHER = 256 * 2**10
+from vllm_epd.router.inline import Piece, Pieces
+
+# Other requests get a turn after so much.
 _TURN = 512 * 2**10
 #: An answer that nobody reads stops the instance once so much of it lies here.
 _READ_AHEAD = 256 * 2**10
@@ -34,10 +35,10 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.status = 0
-        self.headers: dict[str, str] = {}
+        self.headers: dict[bytes, bytes] = {}
         self.complete = True
         self._transport: asyncio.Transport | None = None
-        self._parser: HttpResponseParser | None = None
+        self._parser = HttpResponseParser(self)
         self._begun = False
         self._sent = True
         self._stays = True
@@ -53,7 +54,7 @@ class Connection(asyncio.Protocol):
         """Whether another request may be sent."""
         return self.complete and self._sent and self._stays and self._error is None
 
-    async def request(self, head: bytes, body: Sequence[bytes]) -> None:
+    async def request(self, head: bytes, body: Pieces) -> None:
         """Send a request, and return when status and headers of its answer are here.
 
         Raises:
@@ -62,7 +63,6 @@ class Connection(asyncio.Protocol):
         """
         self.status, self.headers = 0, {}
         self.complete = self._begun = self._sent = False
-        self._parser = HttpResponseParser(self)
         await self._send(head, body)
         while not self._begun:
             await self._news()
@@ -103,7 +103,7 @@ class Connection(asyncio.Protocol):
         self._fail(BrokenConnectionError(str(exc or "connection closed")))
 
     def data_received(self, data: bytes) -> None:  # noqa: D102
-        if self._parser is None or self.complete:
+        if self.complete:
             self._fail(BrokenConnectionError("an answer that nobody asked for"))
             self.abort()
             return
@@ -122,12 +122,11 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser."""
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        self.headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
-        if self._parser is not None:
-            self.status = self._parser.get_status_code()
+        self.status = self._parser.get_status_code()
         self._begun = self.status >= 200
         self._notify()
 
@@ -142,26 +141,22 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
-        if self._parser is not None:
-            self._stays = self._parser.should_keep_alive()
+        self._stays = self._parser.should_keep_alive()
         self.complete = self._begun
         self._notify()
 
-    async def _send(self, head: bytes, body: Sequence[bytes]) -> None:
+    async def _send(self, head: bytes, body: Pieces) -> None:
         transport = self._transport
         if transport is None:
             raise BrokenConnectionError("not connected")
-        sent = 0
-        for piece in _gathered([head, *body]):
-            transport.write(piece)
+        for number, pieces in enumerate(_turns([head, *body])):
+            if number:
+                await asyncio.sleep(0)
+            transport.writelines(pieces)
             while self._full and not self._begun:
                 await self._news()
             if self._begun:  # refused before all of it was sent
                 return
-            sent += len(piece)
-            if sent >= _TURN:
-                sent = 0
-                await asyncio.sleep(0)
         self._sent = True
 
     def _take(self) -> bytes:
@@ -198,21 +193,18 @@ class Connection(asyncio.Protocol):
         self._notify()
 
     def _ends_with_connection(self) -> bool:
-        return "content-length" not in self.headers and "transfer-encoding" not in self.headers
+        return b"content-length" not in self.headers and b"transfer-encoding" not in self.headers
 
 
-def _gathered(pieces: Sequence[bytes]) -> Iterable[bytes]:
-    """The pieces in order, neighbours joined where they are small: a write costs more than copying does."""
-    return [b"".join(pieces)] if sum(map(len, pieces)) <= _TOGETHER else _neighbours(pieces)
-
-
-def _neighbours(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    small: list[bytes] = []
+def _turns(pieces: Pieces) -> Iterator[Pieces]:
+    """The pieces in order, as many at once as may go out before other requests get a turn."""
+    turn: list[Piece] = []
     size = 0
     for piece in pieces:
-        if small and size + len(piece) > _TOGETHER:
-            yield b"".join(small)
-            small, size = [], 0
-        small.append(piece)
+        turn.append(piece)
         size += len(piece)
-    yield b"".join(small)
+        if size >= _TURN:
+            yield turn
+            turn, size = [], 0
+    if turn:
+        yield turn

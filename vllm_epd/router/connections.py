@@ -6,6 +6,7 @@ import ssl
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -44,10 +45,20 @@ class Address:
             ValueError: a header with a line break.
         """
         written = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        if written.count("\n") != len(headers) or written.count("\r") != len(headers):
+        if not written.count("\n") == written.count("\r") == len(headers):
             raise ValueError("a header has a line break in it")
         request = f"POST {self.path}{path}{self.common}Content-Length: {length}\r\n{written}\r\n"
         return request.encode("utf-8", "surrogateescape")
+
+    def take(self) -> Connection | None:
+        """An idle connection to send a request on; None if there is none."""
+        oldest = monotonic() - _KEEP_ALIVE_S
+        while self.idle:
+            since, connection = self.idle.pop()
+            if since > oldest and connection.reusable:
+                return connection
+            connection.abort()
+        return None
 
 
 class Connections:
@@ -66,18 +77,12 @@ class Connections:
             found = self._addresses[url] = Address.of(url)
         return found
 
-    async def acquire(self, address: Address) -> Connection:
-        """An idle connection, or a new one.
+    async def open(self, address: Address) -> Connection:
+        """A new connection.
 
         Raises:
             OSError: there is none to be had; a TimeoutError if nobody answered in time.
         """
-        oldest = asyncio.get_running_loop().time() - _KEEP_ALIVE_S
-        while address.idle:
-            since, connection = address.idle.pop()
-            if since > oldest and connection.reusable:
-                return connection
-            connection.abort()
         async with asyncio.timeout(self._connect_s):
             tls = self._context() if address.tls else None
             loop = asyncio.get_running_loop()
@@ -89,10 +94,9 @@ class Connections:
         if not connection.reusable:
             connection.abort()
             return
-        loop = asyncio.get_running_loop()
-        address.idle.append((loop.time(), connection))
+        address.idle.append((monotonic(), connection))
         if self._sweeping is None:
-            self._sweeping = loop.call_later(_KEEP_ALIVE_S, self._sweep)
+            self._sweeping = asyncio.get_running_loop().call_later(_KEEP_ALIVE_S, self._sweep)
 
     def close(self) -> None:
         """Close all that are idle; those in use are closed by whoever uses them."""
@@ -105,13 +109,12 @@ class Connections:
 
     def _sweep(self) -> None:
         """Close what has been idle for too long."""
-        loop = asyncio.get_running_loop()
-        oldest = loop.time() - _KEEP_ALIVE_S
+        oldest = monotonic() - _KEEP_ALIVE_S
         for address in self._addresses.values():
             while address.idle and address.idle[0][0] <= oldest:
                 address.idle.popleft()[1].abort()
         some = any(address.idle for address in self._addresses.values())
-        self._sweeping = loop.call_later(_KEEP_ALIVE_S, self._sweep) if some else None
+        self._sweeping = asyncio.get_running_loop().call_later(_KEEP_ALIVE_S, self._sweep) if some else None
 
     def _context(self) -> ssl.SSLContext:
         if self._tls is None:

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the steps of one request share."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -25,16 +23,15 @@ from vllm_epd.router.media import EncodedItem
 from vllm_epd.router.metrics import Metrics
 from vllm_epd.router.offers import KvClient, Offer
 from vllm_epd.router.opening import Opening
-from vllm_epd.router.plan import Route, peers, serving
+from vllm_epd.router.plan import Fleet, Route, serving
 from vllm_epd.router.record import REQUEST_ID_HEADER, Record
 from vllm_epd.router.recovery import Recovery
 from vllm_epd.router.requests import Branch, ClientRequest, without_media
 from vllm_epd.router.scheduling import Scheduling
+from vllm_epd.router.seats import Counted
 from vllm_epd.router.sinks import Sink
 from vllm_epd.router.transcript import Transcript
 from vllm_epd.types import Role
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +92,7 @@ class RequestContext(Struct):
     opening: Opening | None = None
     transcript: Transcript | None = None
     answered: bool = False
-    hold: ExitStack = field(default_factory=ExitStack)
+    hold: Counted = field(default_factory=Counted)
     original: ClientRequest | None = None
     working: Instance | None = None
     failed: set[Instance] = field(default_factory=set)
@@ -110,8 +107,8 @@ class RequestContext(Struct):
     @property
     def encoded(self) -> list[EncodedItem] | None:
         """All media in order; None while one is not encoded yet."""
-        media = range(len(self.request.media))
-        return [self.items[place] for place in media] if len(self.items) == len(media) else None
+        count = len(self.request.media)
+        return [self.items[place] for place in range(count)] if len(self.items) == count else None
 
     def forget_media(self) -> None:
         """Let go of the media once all of it is encoded."""
@@ -173,24 +170,22 @@ class RequestContext(Struct):
         """Let go of the client's body once the last instance has it; what is kept to start over stays."""
         self.request = replace(self.request, raw=b"", body={}, media=(), inline=NOTHING)
 
-    def serving(self) -> tuple[Instance, ...]:
+    @property
+    def fleet(self) -> Fleet:
         """The instances that may be given work and serve the model, and can go on from what was sent."""
-        return self.derived((), self._serving)
-
-    def derived(self, key: Hashable, derive: Callable[[], T]) -> T:
-        """What follows from `key` and from who serves the request, derived once while that stays the same."""
-        return self.services.registry.derived((self.request.model, bool(self.sent), key), derive)
+        return self.services.registry.derived((self.request.model, bool(self.sent)), self._fleet)
 
     def peers(self, stage: Role) -> tuple[Instance, ...]:
         """The instances that may serve a stage of the planned way."""
-        route = self.planned
-        return self.derived((route, stage), lambda: peers(self.serving(), route, stage))
+        return self.fleet.peers(self.planned, stage)
 
-    def _serving(self) -> tuple[Instance, ...]:
+    def _fleet(self) -> Fleet:
         found = serving(self.services.registry.available(), self.request.model)
         if not self.sent:
-            return found
-        return tuple(each for each in found if each.info.limits.get(RESUME) or not each.info.roles.language_model)
+            return Fleet(found)
+        return Fleet(
+            tuple(each for each in found if each.info.limits.get(RESUME) or not each.info.roles.language_model)
+        )
 
     def well(self, stage: Role, candidates: Sequence[Instance]) -> Sequence[Instance]:
         """Those of some instances that work well, if there are any; otherwise all of them."""

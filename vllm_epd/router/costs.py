@@ -41,6 +41,9 @@ FIRST_GUESS: Mapping[str, float] = {
 
 _MODALITY = {key: next(each for each in FIRST_GUESS if each in key) for key in MEDIA_KEYS.values()}
 
+#: What metadata calls the grid of an item and the number of its tiles.
+_SIZES = (("image_grid_thw", "image_num_patches"), ("video_grid_thw", "video_num_patches"))
+
 #: Characters of base64 that are looked at, and those of a JPEG, which may have as much before its size.
 _HEAD = 256
 _JPEG_HEAD = 2**17
@@ -92,9 +95,9 @@ def metadata_tokens(metadata: JsonObject) -> int | None:
 
     Qwen's grids count patches, of which 2 x 2 become a token; InternVL's numbers count tiles.
     """
-    for modality in ("image", "video"):
-        grid, tiles = metadata.get(f"{modality}_grid_thw"), metadata.get(f"{modality}_num_patches")
-        if isinstance(grid, list) and grid and all(isinstance(each, int) for each in grid):
+    for grid_key, tiles_key in _SIZES:
+        grid, tiles = metadata.get(grid_key), metadata.get(tiles_key)
+        if isinstance(grid, list) and {*map(type, grid)} == {int}:
             return max(1, prod(grid) // 4)
         if isinstance(tiles, int):
             return max(1, tiles * TILE_TOKENS)

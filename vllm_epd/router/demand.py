@@ -66,8 +66,8 @@ class Demand(Struct, frozen=True):
 
     def with_items(self, items: Iterable[EncodedItem]) -> "Demand":
         """The same with what encoding has told of the media, item by item."""
-        told = (metadata_tokens(item.metadata) for item in items)
-        return replace(self, media=tuple(float(new or old) for new, old in zip(told, self.media, strict=True)))
+        sizes = [float(metadata_tokens(item.metadata) or old) for item, old in zip(items, self.media, strict=True)]
+        return replace(self, media=tuple(sizes))
 
 
 def estimate(request: ClientRequest, means: Means, *, named: bool) -> Demand:

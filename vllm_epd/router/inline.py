@@ -22,7 +22,9 @@ _OPENING_LENGTH = 16
 _MARK_BYTES = 16
 _NUMBER_DIGITS = 8
 
-Pieces = Sequence[bytes]
+#: Data that was cut out is a view of what arrived.
+Piece = bytes | memoryview
+Pieces = Sequence[Piece]
 
 
 class Inline(Struct, frozen=True):
@@ -66,7 +68,7 @@ class Inline(Struct, frozen=True):
         if not self.data:
             return (written,)
         before, *others = written.split(self.mark.encode())
-        pieces = [before]
+        pieces: list[Piece] = [before]
         for each in others:
             pieces += self.data[int(each[:_NUMBER_DIGITS], 16)]
             pieces.append(each[_NUMBER_DIGITS:])
@@ -83,7 +85,7 @@ class Cutter:
         self._mark = ""
         self._text = bytearray()
         self._searched = 0
-        self._open: list[bytes] | None = None
+        self._open: list[Piece] | None = None
         self._cut: list[Pieces] = []
 
     def feed(self, chunk: bytes) -> None:
@@ -117,18 +119,18 @@ class Cutter:
         found = _OPENING.search(chunk, at)
         return None if found is None else found.end()
 
-    def _data_until(self, chunk: bytes, at: int, pieces: list[bytes]) -> int:
+    def _data_until(self, chunk: bytes, at: int, pieces: list[Piece]) -> int:
         """Keep the data aside up to its end; return where that is."""
-        end = chunk.find(b'"', at)
-        piece = chunk[at:] if end < 0 else chunk[at:end]
-        pieces.append(piece)
-        if b"\\" in piece:
+        closing = chunk.find(b'"', at)
+        end = len(chunk) if closing < 0 else closing
+        pieces.append(memoryview(chunk)[at:end])
+        if chunk.find(b"\\", at, end) >= 0:
             self._put_back(pieces)
-        elif end >= 0:
+        elif closing >= 0:
             self._cut_out(pieces)
-        return len(chunk) if end < 0 else end
+        return end
 
-    def _cut_out(self, pieces: list[bytes]) -> None:
+    def _cut_out(self, pieces: Pieces) -> None:
         if sum(map(len, pieces)) < SHORTEST:
             self._put_back(pieces)
             return

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 from vllm_epd.router.breaker import Breaker
 from vllm_epd.router.capacity import Seated
@@ -130,7 +130,7 @@ class InstanceRegistry:
         self._instances: dict[str, Instance] = {}
         self._silent: list[Instance] = []
         self._watchers: list[Callable[[], None]] = []
-        self._derived: dict[Hashable, object] = {}
+        self._derived: dict[Hashable, Any] = {}
         self._due_at = math.inf  # nobody has been silent for too long before that
         self.revision = 0
 
@@ -212,10 +212,10 @@ class InstanceRegistry:
     def derived(self, key: Hashable, derive: Callable[[], T]) -> T:
         """What follows from who is there alone, derived once for each revision."""
         self.sweep()
-        found = self._derived.get(key)
+        found: T | None = self._derived.get(key)
         if found is None:
             found = self._derived[key] = derive()
-        return cast(T, found)
+        return found
 
     def age_s(self, instance: Instance) -> float:
         """Seconds since the instance was heard of."""

@@ -2,6 +2,7 @@
 """What the router counts, for Prometheus. Labels take few values: none of them is a client's to choose."""
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 
@@ -28,7 +29,7 @@ class Metrics:
     def __init__(self) -> None:
         self._collected = CollectorRegistry()
         ProcessCollector(registry=self._collected)
-        self._requests = self._counter("requests", "Requests answered.", "route", "status")
+        self._answers = cache(self._counter("requests", "Requests answered.", "route", "status").labels)
         self._failed = self._counter(
             "failed_requests",
             "Requests for an answer that were refused or failed, by the name of the error; QueueFullError, TooLateError"
@@ -126,7 +127,7 @@ class Metrics:
 
     def answered(self, route: str, status: int) -> None:
         """Count an answer; 499 stands for a client that went away."""
-        self._requests.labels(route, str(status)).inc()
+        self._answers(route, status).inc()
 
     def begun(self, record: Record) -> None:
         """Count a stream whose first event is about to go out."""

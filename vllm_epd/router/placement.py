@@ -2,7 +2,6 @@
 """Whether the pools of encode instances have room for a request, and where. Pure: nothing stays changed."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 
 from msgspec import Struct
 
@@ -52,22 +51,27 @@ def place(
     whatever its size: it will never find more.
     """
     empty = not any(each.pool.used for each in encoders)
-    with ExitStack() as tentative:
-        placed: dict[Need, Place] = {}
+    nbytes = {each: estimate(each) for each in encoders}
+    placed: dict[Need, Place] = {}
+    try:
         for need in needs:
             if (there := need.there) and has_room(there.instance, there.slot, there.nbytes):
-                tentative.enter_context(there.instance.pool.held(there.slot, there.nbytes))
+                there.instance.pool.take(there.slot, there.nbytes)
                 placed[need] = there
-        for need in sorted((each for each in needs if each not in placed), key=lambda each: -each.cost):
-            roomy = [each for each in encoders if has_room(each, need.slot, estimate(each))]
+        for need in sorted([each for each in needs if each not in placed], key=lambda each: -each.cost):
+            roomy = [each for each in encoders if has_room(each, need.slot, nbytes[each])]
             if not roomy and not empty:
                 return None
             instance = choose(roomy or encoders, need)
-            found = placed[need] = Place(instance, need.slot, estimate(instance))
-            if len(placed) < len(needs):  # others are still to be placed
-                tentative.enter_context(instance.pool.held(found.slot, found.nbytes))
-                tentative.enter_context(instance.busy(need.cost))
+            found = placed[need] = Place(instance, need.slot, nbytes[instance])
+            instance.pool.take(found.slot, found.nbytes)
+            instance.begin(need.cost)
         return [placed[need] for need in needs]
+    finally:
+        for need, found in placed.items():
+            found.instance.pool.drop(found.slot)
+            if found is not need.there:
+                found.instance.end(need.cost)
 
 
 def has_room(instance: Instance, slot: Slot, nbytes: int) -> bool:

@@ -2,6 +2,7 @@
 """Which instances serve one request: a pure function of who is there and what the request needs."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache, partial
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -57,6 +58,21 @@ class Route(Struct, frozen=True):
     def alone(self) -> bool:
         """One instance serves the request as the client wrote it."""
         return not self.splits and not self.encodes_apart
+
+
+class Fleet:
+    """The instances that may serve a request, and what follows from who they are, each derived once.
+
+    Attributes:
+        instances: all of them.
+        who_may_prefill: `who_may_prefill` among them.
+        peers: `peers` among them.
+    """
+
+    def __init__(self, instances: tuple[Instance, ...]) -> None:
+        self.instances = instances
+        self.who_may_prefill = cache(partial(who_may_prefill, instances))
+        self.peers = cache(partial(peers, instances))
 
 
 def serving(instances: Iterable[Instance], model: str | None) -> tuple[Instance, ...]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How full the embedding pools of encode instances are, as far as this router's requests fill them. Pure."""
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
 
@@ -28,7 +28,7 @@ class Ledger:
     def __init__(self) -> None:
         self.used = 0
         self._nbytes: dict[Slot, int] = {}
-        self._holders: Counter[Slot] = Counter()
+        self._holders: dict[Slot, int] = {}
 
     def missing(self, slot: Slot, nbytes: int) -> int:
         """Bytes by which holding `slot` too would fill the pool."""
@@ -36,17 +36,19 @@ class Ledger:
 
     def take(self, slot: Slot, nbytes: int) -> None:
         """Hold a slot; who holds it first settles its size."""
-        if slot not in self._nbytes:
+        holders = self._holders.get(slot, 0)
+        self._holders[slot] = holders + 1
+        if not holders:
             self._nbytes[slot] = nbytes
             self.used += nbytes
-        self._holders[slot] += 1
 
     def drop(self, slot: Slot) -> None:
         """Take back one `take`."""
-        self._holders[slot] -= 1
-        if not self._holders[slot]:
+        holders = self._holders.pop(slot) - 1
+        if holders:
+            self._holders[slot] = holders
+        else:
             self.used -= self._nbytes.pop(slot)
-            del self._holders[slot]
 
     def held(self, slot: Slot, nbytes: int) -> AbstractContextManager[None]:
         """Hold a slot for the length of a `with` block."""

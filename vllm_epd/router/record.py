@@ -72,7 +72,7 @@ class Record(Struct):
 
     def asked(self, stage: Role, instance: str) -> None:
         """Note that an instance is asked to serve a stage."""
-        known = self.instances.setdefault(stage.value, [])
+        known = self.instances.setdefault(stage, [])
         if instance not in known:
             known.append(instance)
 

@@ -7,7 +7,7 @@ The client's body is shared by all bodies made from it and never changed.
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -49,20 +49,23 @@ _OF_STREAMS = ("stream_options", "stream_interval")
 
 
 class Api(StrEnum):
-    """The two generating APIs."""
+    """The two generating APIs, by their paths.
 
-    CHAT = "/v1/chat/completions"
-    COMPLETION = "/v1/completions"
+    Attributes:
+        rules: what becomes of each field.
+        id_prefix: with what vLLM starts the ids of its answers.
+    """
 
-    @property
-    def rules(self) -> Mapping[str, Rule]:
-        """What becomes of each field of this API."""
-        return fields.CHAT if self is Api.CHAT else fields.COMPLETION
+    rules: Mapping[str, Rule]
+    id_prefix: str
 
-    @property
-    def id_prefix(self) -> str:
-        """With what vLLM starts the ids of its answers."""
-        return "chatcmpl-" if self is Api.CHAT else "cmpl-"
+    CHAT = "/v1/chat/completions", fields.CHAT, "chatcmpl-"
+    COMPLETION = "/v1/completions", fields.COMPLETION, "cmpl-"
+
+    def __new__(cls, path: str, rules: Mapping[str, Rule], id_prefix: str) -> Self:  # noqa: D102
+        api = str.__new__(cls, path)
+        api._value_, api.rules, api.id_prefix = path, rules, id_prefix
+        return api
 
 
 class Branch(Struct, frozen=True):
@@ -89,6 +92,7 @@ class ClientRequest(Struct, frozen=True):
         media: its media parts, in order of appearance.
         prompts: the prompts of a completion; a chat has one.
         n: choices per prompt.
+        model: the model that the client names.
         inline: the data of media parts that is cut out of `raw` and `body`, and of what is made from them.
     """
 
@@ -98,12 +102,8 @@ class ClientRequest(Struct, frozen=True):
     media: tuple[MediaPart, ...]
     prompts: tuple[Any, ...]
     n: int
+    model: str | None = None
     inline: Inline = NOTHING
-
-    @property
-    def model(self) -> str | None:
-        """The model that the client names."""
-        return self.body.get("model") or None
 
     @property
     def stream(self) -> bool:
@@ -182,7 +182,7 @@ def _parse(api: Api, raw: bytes, inline: Inline) -> ClientRequest:
     else:
         prompts = _prompts(body)
     n = body.get("n")
-    return ClientRequest(api, raw, body, media, prompts, 1 if n is None else n, inline)
+    return ClientRequest(api, raw, body, media, prompts, 1 if n is None else n, body.get("model") or None, inline)
 
 
 def _all_in_media(request: ClientRequest) -> bool:

@@ -27,8 +27,7 @@ def circumstances(request: ClientRequest, group: Fingerprint) -> bytes:
 
 def digesting(data: InlineData, circumstances: bytes) -> blake3:
     """What gives the name of the embedding of some data, once the text of the data has been fed to it."""
-    around = (circumstances, data.kind.encode(), _canonical(data.options))
-    return blake3(b"".join([part for each in around for part in (len(each).to_bytes(8, "big"), each)]))
+    return blake3(circumstances + _canonical([data.kind, data.options]))
 
 
 class Known(Struct, frozen=True, eq=False):

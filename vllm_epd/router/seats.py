@@ -2,6 +2,8 @@
 """A request's place at one instance that prefills or decodes, and when that ends. No I/O."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from types import TracebackType
 
 from vllm_epd.router.capacity import Ask
@@ -41,3 +43,27 @@ class Seat:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.end()
+
+
+class Counted(AbstractContextManager["Counted"]):
+    """What instances are counted as busy with for a request, until `close` or the end of a `with` block."""
+
+    def __init__(self) -> None:
+        self._ends: list[Callable[[], None]] = []
+
+    def work(self, instance: Instance, tokens: float) -> None:
+        """Count a call that is still to be made."""
+        instance.begin(tokens)
+        self._ends.append(partial(instance.end, tokens))
+
+    def seat(self, seat: Seat) -> None:
+        """Count a place, which may end before."""
+        self._ends.append(seat.end)
+
+    def close(self) -> None:
+        """Count nothing any more."""
+        while self._ends:
+            self._ends.pop()()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

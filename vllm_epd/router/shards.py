@@ -25,9 +25,9 @@ def degree(
         asked: how many shards are asked for; None for as many as there are idle encoders, if the part is large.
         made: whether what has this digest was made or is being made; the same shards are taken again.
     """
-    if part.digest is None or made(part.digest):
+    if part.digest is None or not all(each.info.limits.get(f"shards_{modality}") for each in encoders):
         return 1
-    if not all(each.info.limits.get(f"shards_{modality}") for each in encoders):
+    if made(part.digest):
         return 1
     for count in range(2, len(encoders) + 1):
         if made(shard_digest(part.digest, Shard(0, count))):
@@ -57,9 +57,9 @@ def joined(pieces: Sequence[EncodedItem]) -> EncodedItem:
     Raises:
         UpstreamError: they do not make up one item.
     """
-    full = [each for each in pieces if not each.is_empty]
     if len(pieces) == 1 and pieces[0].shard is None:
         return pieces[0]
+    full = [each for each in pieces if not each.is_empty]
     names = {(each.mm_hash, 1 if each.shard is None else each.shard.count) for each in pieces}
     indices = [0 if each.shard is None else each.shard.index for each in full]
     if len(names) != 1 or indices != list(range(names.pop()[1])):

@@ -2,9 +2,10 @@
 """What the time of one request goes to. Pure; the clock is given."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from types import TracebackType
+from functools import partial
 
 from vllm_epd.types import Role
 
@@ -24,6 +25,8 @@ class Span(StrEnum):
 
 
 _SPANS = tuple(Span)
+
+_UNTIL_FIRST_TOKEN = ';desc="until the first token"'
 
 #: Where the time goes that a request waits for a stage.
 QUEUE: Mapping[Role, Span] = {role: Span(f"{role.value}_queue") for role in Role}
@@ -46,12 +49,12 @@ class Timeline:
         self.arrived = clock()
         self.first_token: float | None = None
         self._clock = clock
-        self._spent: dict[Span, _Spent] = {}
+        self._spent: defaultdict[Span, _Spent] = defaultdict(partial(_Spent, clock))
 
     def during(self, span: Span, *, within: Span | None = None) -> "_Spent | _Within":
         """Count a `with` block as time in `span`; not as time in the one around it, if that is named."""
-        spent = self._of(span)
-        return spent if within is None else _Within(spent, self._of(within), self._clock)
+        spent = self._spent[span]
+        return spent if within is None else _Within(spent, self._spent[within])
 
     def begin_answer(self) -> None:
         """The client gets the first of its answer now; once, however often it is called."""
@@ -76,12 +79,6 @@ class Timeline:
         """Whether the request is in `span`."""
         return span in self._spent and self._spent[span].open > 0
 
-    def _of(self, span: Span) -> "_Spent":
-        found = self._spent.get(span)
-        if found is None:
-            found = self._spent[span] = _Spent(self._clock)
-        return found
-
 
 class _Spent:
     """The time in one span; a `with` block of it is time in it.
@@ -98,24 +95,14 @@ class _Spent:
         self.open = 0
 
     def __enter__(self) -> None:
-        self.enter(self._clock())
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.leave(self._clock())
-
-    def enter(self, now: float) -> None:
-        """One more is in the span."""
         if not self.open:
-            self._since = now
+            self._since = self._clock()
         self.open += 1
 
-    def leave(self, now: float) -> None:
-        """One less is."""
+    def __exit__(self, *_: object) -> None:
         self.open -= 1
         if not self.open:
-            self._seconds += now - self._since
+            self._seconds += self._clock() - self._since
 
     def until(self, now: float) -> float:
         """All of the time, up to now where it is not over."""
@@ -125,24 +112,19 @@ class _Spent:
 class _Within:
     """Time in one span, and not in the one around it."""
 
-    __slots__ = ("_around", "_clock", "_spent")
+    __slots__ = ("_around", "_spent")
 
-    def __init__(self, spent: _Spent, around: _Spent, clock: Callable[[], float]) -> None:
+    def __init__(self, spent: _Spent, around: _Spent) -> None:
         self._spent = spent
         self._around = around
-        self._clock = clock
 
     def __enter__(self) -> None:
-        now = self._clock()
-        self._around.leave(now)
-        self._spent.enter(now)
+        self._around.__exit__()
+        self._spent.__enter__()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        now = self._clock()
-        self._spent.leave(now)
-        self._around.enter(now)
+    def __exit__(self, *_: object) -> None:
+        self._spent.__exit__()
+        self._around.__enter__()
 
 
 def server_timing(timeline: Timeline) -> str:
@@ -150,10 +132,9 @@ def server_timing(timeline: Timeline) -> str:
 
     The header of a stream goes out with its first token, which is all that decode has done by then.
     """
-    metrics = [_metric(span, seconds, timeline) for span, seconds in timeline.seconds().items()]
+    begun = Span.DECODE if timeline.is_open(Span.DECODE) else None
+    metrics = [
+        f"{span};dur={1000 * seconds:.1f}{_UNTIL_FIRST_TOKEN if span is begun else ''}"
+        for span, seconds in timeline.seconds().items()
+    ]
     return ", ".join((*metrics, f"total;dur={1000 * timeline.total_s():.1f}"))
-
-
-def _metric(span: Span, seconds: float, timeline: Timeline) -> str:
-    metric = f"{span};dur={1000 * seconds:.1f}"
-    return f'{metric};desc="until the first token"' if span is Span.DECODE and timeline.is_open(span) else metric

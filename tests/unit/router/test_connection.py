@@ -78,6 +78,24 @@ async def test_a_connection_serves_one_request_after_the_other():
         assert peer.connections == 1
 
 
+async def test_whatever_comes_before_an_answer_the_next_one_is_read_the_same():
+    told_before = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK
+    chunked = STREAM + b"3\r\none\r\n0\r\n\r\n"
+    async with talking_to(told_before, chunked, told_before, OK) as (peer, post):
+        for expected in (b"{}", b"one", b"{}", b"{}"):
+            async with post() as answer:
+                assert await answer.read() == expected
+        assert peer.connections == 1
+
+
+async def test_pieces_go_out_in_order_however_many_turns_they_take():
+    pieces = [b"a" * 10, memoryview(b"b" * 700_000)[1:], b"", *[bytes([each]) * 90_000 for each in b"cdefghijk"]]
+    async with talking_to(OK) as (peer, post):
+        async with post(pieces) as answer:
+            assert await answer.read() == b"{}"
+        assert peer.requests[0][1] == b"".join(pieces)
+
+
 async def test_requests_at_once_have_connections_of_their_own():
     async with talking_to(OK, OK) as (peer, post):
         async with post() as one, post() as two:

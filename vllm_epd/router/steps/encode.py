@@ -58,8 +58,8 @@ class EncodeStep:
 
 
 def _admit(ctx: RequestContext, parts: list[Part]) -> bool:
-    shared, seen = ctx.services.encoders, ctx.services.scheduling.seen_media
-    if not shared.admit(parts, ctx.serving(), ctx.peers(Role.ENCODE), partial(pick_encoder, ctx)):
+    shared, seen, fleet = ctx.services.encoders, ctx.services.scheduling.seen_media, ctx.fleet
+    if not shared.admit(parts, fleet.instances, fleet.peers(ctx.planned, Role.ENCODE), partial(pick_encoder, ctx)):
         return False
     for part in parts:
         seen.note(part.names, holder(part.room.instance.info))
@@ -74,15 +74,17 @@ def _keep(ctx: RequestContext, parts: list[Part], items: list[EncodedItem]) -> N
     whole = {place: joined(each) for place, each in pieces.items()}
     learn(whole.values(), ctx.services.scheduling.means)
     told = {item.mm_hash: place for place, item in whole.items()}
-    read = [item for place in told.values() for item in pieces[place]]
-    ctx.leases.drop_unread(read, ctx.services.encoders.leases.release)
+    if len(told) < len(whole):
+        read = [item for place in told.values() for item in pieces[place]]
+        ctx.leases.drop_unread(read, ctx.services.encoders.leases.release)
     for part in parts:
         ctx.items.update(dict.fromkeys(part.places, whole[told[whole[part.places[0]].mm_hash]]))
 
 
 def _cut(ctx: RequestContext, parts: list[Part]) -> list[Part]:
     """The parts, with shards in the place of those that several encoders are to work on."""
-    shared, present, encoders = ctx.services.encoders, ctx.serving().__contains__, ctx.peers(Role.ENCODE)
+    shared, fleet = ctx.services.encoders, ctx.fleet
+    present, encoders = fleet.instances.__contains__, fleet.peers(ctx.planned, Role.ENCODE)
 
     def made(digest: str) -> bool:
         return digest in shared.leaders or shared.directory.find(digest, present) is not None

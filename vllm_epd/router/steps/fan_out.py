@@ -9,7 +9,6 @@ prefill instances, and all pairs over the decode instances, by the routing polic
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -21,6 +20,7 @@ from vllm_epd.router.jsonio import encode
 from vllm_epd.router.plan import Route
 from vllm_epd.router.recovery import Step, run_steps
 from vllm_epd.router.requests import Branch
+from vllm_epd.router.seats import Counted
 from vllm_epd.router.sinks import CollectingSink, MergingSink, Sink
 from vllm_epd.router.steps.wait import pick_prefill
 from vllm_epd.router.tasks import all_or_cancel
@@ -79,7 +79,7 @@ class FanOutStep:
     ) -> None:
         # The gate opens in order, so the first choice of a prompt is always in before those that wait for it.
         async with gate:
-            child = replace(ctx, branch=branch, sink=sink, route=prompt.route, items=dict(ctx.items), hold=ExitStack())
+            child = replace(ctx, branch=branch, sink=sink, route=prompt.route, items=dict(ctx.items), hold=Counted())
             if branch.choice:
                 await prompt.prefilled.wait()
                 _take_over(child, prompt)
@@ -99,7 +99,7 @@ def _prompts(ctx: RequestContext) -> Sequence[_Prompt]:
     prompts = [_Prompt(ctx.planned)]
     for branch in ctx.request.branches[ctx.request.n :: ctx.request.n]:
         instance = pick_prefill(replace(ctx, branch=branch), ctx.peers(Role.PREFILL))
-        ctx.hold.enter_context(instance.busy(ctx.demand.prompt(branch.prompt)))
+        ctx.hold.work(instance, ctx.demand.prompt(branch.prompt))
         prompts.append(_Prompt(ctx.planned.by(instance)))
     return prompts
 

@@ -8,7 +8,7 @@ from vllm_epd.router import fields
 from vllm_epd.router.context import RequestContext
 from vllm_epd.router.fields import When
 from vllm_epd.router.instances import Instance
-from vllm_epd.router.plan import Route, who_may_prefill
+from vllm_epd.router.plan import Route
 from vllm_epd.router.requests import ClientRequest
 from vllm_epd.router.steps.wait import check_in_time, measure, pick_prefill
 from vllm_epd.router.timeline import Span
@@ -28,7 +28,7 @@ class RouteStep:
         measure(ctx)
         has_media = bool(ctx.request.media)
         ctx.route = Route.through(pick_prefill(ctx, _candidates(ctx, has_media)), has_media=has_media)
-        ctx.hold.enter_context(ctx.route.prefill.busy(ctx.demand.prompt(0)))
+        ctx.hold.work(ctx.route.prefill, ctx.demand.prompt(0))
         _check_honoured(ctx.request, ctx.route, ctx.services.config.max_choices)
         check_in_time(ctx)
 
@@ -36,9 +36,7 @@ class RouteStep:
 def _candidates(ctx: RequestContext, has_media: bool) -> Sequence[Instance]:
     keep = ctx.route if ctx.items else None
     group = ctx.planned.group if ctx.sent else None
-    return ctx.derived(
-        (has_media, keep, group), lambda: who_may_prefill(ctx.serving(), has_media=has_media, keep=keep, group=group)
-    )
+    return ctx.fleet.who_may_prefill(has_media=has_media, keep=keep, group=group)
 
 
 def _check_honoured(request: ClientRequest, route: Route, max_choices: int) -> None:

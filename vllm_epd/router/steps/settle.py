@@ -34,7 +34,7 @@ async def settle(ctx: RequestContext, part: Part, gate: asyncio.Semaphore) -> En
     """The item of an admitted part, kept for this request from now on; `gate` bounds the calls made for it at once."""
     shared = ctx.services.encoders
     while part.digest is not None and not part.leads:
-        if known := shared.directory.find(part.digest, ctx.serving().__contains__):
+        if known := shared.directory.find(part.digest, ctx.fleet.instances.__contains__):
             async with gate:
                 item = await _take(ctx, part, known)
             if item is not None:
@@ -73,7 +73,7 @@ async def _encode(ctx: RequestContext, part: Part) -> EncodedItem:
     that: when one was aborted on its way, the caches of its two processes disagree about the item of the next one.
     """
     instance = part.room.instance
-    if instance not in ctx.serving():
+    if instance not in ctx.fleet.instances:
         instance = _another(ctx, part, instance)
     try:
         item = await _ask(ctx, part, instance)

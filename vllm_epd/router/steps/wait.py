@@ -42,8 +42,12 @@ def _describe(ctx: RequestContext) -> None:
 
 def pick_prefill(ctx: RequestContext, candidates: Sequence[Instance]) -> Instance:
     """Choose who prefills the prompt of this branch."""
-    well = ctx.well(Role.PREFILL, candidates)
-    return ctx.services.scheduling.chooser.pick(Role.PREFILL, well, _holds_prompt(ctx))
+    names, scheduling = ctx.demand.names(ctx.branch.prompt), ctx.services.scheduling
+
+    def holds(instance: Instance) -> float:
+        return float(BLOCK_TOKENS * scheduling.seen_prompts.blocks(names, holder(instance.info)))
+
+    return scheduling.chooser.pick(Role.PREFILL, ctx.well(Role.PREFILL, candidates), holds)
 
 
 def pick_encoder(ctx: RequestContext, candidates: Sequence[Instance], part: Part | Need) -> Instance:
@@ -103,7 +107,7 @@ async def seats_to_prefill(ctx: RequestContext) -> tuple[Seat, Seat | None]:
     await _enter(ctx, Role.PREFILL, _way(ctx), partial(_take_pair, ctx, taken))
     prefill, *decode = taken
     ctx.hold.close()
-    ctx.hold.enter_context(prefill)
+    ctx.hold.seat(prefill)
     return prefill, decode[0] if decode else None
 
 
@@ -168,8 +172,8 @@ def _roomy_prefill(ctx: RequestContext, ask: Ask) -> Instance | None:
 
 def _sit_to_prefill(ctx: RequestContext, instance: Instance, ask: Ask) -> Seat:
     ctx.route = ctx.planned.by(instance)
-    names, seen, who = ctx.demand.names(ctx.branch.prompt), ctx.services.scheduling.seen_prompts, holder(instance.info)
-    if names:
+    if names := ctx.demand.names(ctx.branch.prompt):
+        seen, who = ctx.services.scheduling.seen_prompts, holder(instance.info)
         ctx.services.metrics.sent_prompt(BLOCK_TOKENS * len(names), BLOCK_TOKENS * seen.blocks(names, who))
         seen.note(names, who)
     return _sit(ctx, instance, ask)
@@ -188,11 +192,6 @@ def _ask(ctx: RequestContext, stage: Role) -> Ask:
         return ctx.demand.both()
     prompt = ctx.branch.prompt
     return ctx.demand.decode(prompt) if stage is Role.DECODE else ctx.demand.prefill(prompt)
-
-
-def _holds_prompt(ctx: RequestContext) -> Callable[[Instance], float]:
-    names, seen = ctx.demand.names(ctx.branch.prompt), ctx.services.scheduling.seen_prompts
-    return lambda instance: float(BLOCK_TOKENS * seen.blocks(names, holder(instance.info)))
 
 
 def _way(ctx: RequestContext) -> Hashable:

@@ -29,8 +29,17 @@ WAYS = (OURS, NIXL)
 """Both under a role, which keeps the threads of NIXL and of vLLM's queues from spinning."""
 
 NOTHING = "nothing to hand over"
-"""The same requests once more, to the decode instance alone, whose prefix cache holds the prompt: what HTTP, API server
-and one engine step take, which no hand-over can be faster than."""
+"""Requests of about the same length to a decode instance whose prefix cache holds all of the prompt but its last token,
+after P has prefilled it too: what HTTP, API server and one engine step of one token take, with what is left of D in the
+caches of the cores that P has used. No hand-over can be faster."""
+
+BLOCK_TOKENS = 128
+"""Of vLLM on CPUs; a prefix cache holds whole blocks."""
+
+
+def cached(tokens: int) -> int:
+    """The length next to `tokens` of which a prefix cache can hold all but the last token."""
+    return round(tokens / BLOCK_TOKENS) * BLOCK_TOKENS + 1
 
 
 def prompts(tokens: int) -> list[list[int]]:

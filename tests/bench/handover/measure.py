@@ -13,7 +13,7 @@ import aiohttp
 from tests.bench.cases import MODEL
 from tests.bench.client import JSON, check_status, chunks
 from tests.bench.errors import BenchError
-from tests.bench.handover.cases import NOTHING, TOKENS, WARM_UP, Way, prompts
+from tests.bench.handover.cases import NOTHING, TOKENS, WARM_UP, Way, cached, prompts
 from tests.bench.handover.results import Handover
 from tests.bench.processes import Place
 from tests.bench.summary import Summary
@@ -56,10 +56,13 @@ class _Pair:
         return prefilled - start, first - prefilled
 
     async def decode_again(self, prompt: Sequence[int]) -> float:
-        """Seconds to the first token of a prompt that D has just decoded from."""
+        """Seconds to the first token of a prompt that D has decoded from before, once P has prefilled as much."""
         request = {"model": MODEL, "prompt": prompt, "temperature": 0, "ignore_eos": True}
+        asked = {**request, "max_tokens": OUTPUT_TOKENS, "stream": True}
+        await self._first_token(asked)
+        await self._post(self.prefill + COMPLETIONS, {**request, "max_tokens": 1})
         start = perf_counter()
-        return await self._first_token({**request, "max_tokens": OUTPUT_TOKENS, "stream": True}) - start
+        return await self._first_token(asked) - start
 
     async def _post(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
         async with self.session.post(url, data=json.dumps(body), headers=JSON) as response:
@@ -92,7 +95,7 @@ async def measure_handovers(ways: Sequence[Way], place: Place, say: Callable[[st
                 prefill, handover = zip(*seconds, strict=True)
                 found.append(Handover(way.name, tokens, len(seconds), Summary.of(prefill), Summary.of(handover)))
                 if way is ways[0]:
-                    least = [await pair.decode_again(prompt) for prompt in prompts(tokens)][WARM_UP:]
+                    least = [await pair.decode_again(prompt) for prompt in prompts(cached(tokens))][WARM_UP:]
                     found.append(Handover(NOTHING, tokens, len(least), Summary.of([0.0]), Summary.of(least)))
     return found
 

@@ -4,6 +4,7 @@
 import asyncio
 import itertools
 import logging
+from collections.abc import Iterable
 
 from vllm_epd.errors import TransferError
 from vllm_epd.transfer import wire
@@ -12,6 +13,9 @@ from vllm_epd.transfer.landings import Landings
 from vllm_epd.transfer.store import EmbeddingStore
 
 logger = logging.getLogger(__name__)
+
+ASKED = 2
+"""Items of one transfer that are asked for at once, so that the way there is not taken anew for each."""
 
 SHARE = 0.5
 """Of the region, for what is only expected: those who wait for something by name must always find room."""
@@ -46,16 +50,21 @@ class Expectations:
             self._tasks[transfer].cancel()
 
     async def _follow(self, order: wire.Expect) -> None:
-        taken, landed = 0, []
+        taken = 0
+        pulls: dict[int, asyncio.Task[None]] = {}
         try:
             async with asyncio.timeout(self._keep_s):
                 for key, nbytes in await self._fetcher.list_transfer(order.transfer, order.epoch, order.rank):
+                    await _fewer_than(ASKED, pulls.values())
                     if not self._has_budget(nbytes):
                         break
                     self._expected_bytes += nbytes
                     taken += nbytes
-                    landed.append(next(self._numbers))
-                    await self._landings.pull(landed[-1], _handle(order, key, nbytes), wait=True)
+                    number = next(self._numbers)
+                    pulls[number] = asyncio.create_task(
+                        self._landings.pull(number, _handle(order, key, nbytes), wait=True)
+                    )
+                await asyncio.gather(*pulls.values())
                 await asyncio.Event().wait()
         except TimeoutError:
             pass
@@ -63,11 +72,22 @@ class Expectations:
             logger.info("transfer %s is left to who asks for it: %s", order.transfer, error)
         finally:
             self._expected_bytes -= taken
-            for number in landed:
+            for number, pull in pulls.items():
+                pull.cancel()
                 self._landings.drop(number, 0)
+            await asyncio.gather(*pulls.values(), return_exceptions=True)
 
     def _has_budget(self, nbytes: int) -> bool:
         return self._expected_bytes + nbytes <= SHARE * self._store.capacity_bytes and self._store.has_room(nbytes)
+
+
+async def _fewer_than(count: int, tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Wait until so few tasks are running; what failed is raised."""
+    while len(running := [each for each in tasks if not each.done()]) >= count:
+        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    for each in tasks:
+        if each.done():
+            each.result()
 
 
 def _handle(order: wire.Expect, key: str, nbytes: int) -> wire.EmbeddingHandle:

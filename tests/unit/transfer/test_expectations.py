@@ -59,6 +59,21 @@ def test_chunks_come_in_one_by_one_while_they_are_made(pair):
     assert fetched(consumer) == 3
 
 
+def test_the_next_one_is_asked_for_while_one_is_on_its_way(pair):
+    producer, consumer = pair
+    plan(producer, "a", "b", "c", "d")
+    expect(consumer, producer)
+    wait_until(lambda: consumer.state().pinned == 2)
+    time.sleep(0.1)
+    assert consumer.state().pinned == 2
+    make(producer, "b")
+    wait_until(lambda: consumer.state().pinned == 3)
+    assert fetched(consumer) == 1
+    for key in "acd":
+        make(producer, key)
+    wait_until(lambda: fetched(consumer) == 4)
+
+
 def test_who_asks_before_a_chunk_is_made_gets_it_when_it_is(pair):
     producer, consumer = pair
     expect(consumer, producer)

@@ -13,8 +13,8 @@ import threading
 
 logger = logging.getLogger(__name__)
 
-AHEAD_BYTES = 64 * 2**20
-"""How far ahead: more than the largest items of some requests."""
+AHEAD_BYTES = 256 * 2**20
+"""How far ahead: it is there before the first request, and more than the items of some requests take."""
 
 _STEP_BYTES = 2 * 2**20
 _POPULATE_WRITE = 23

@@ -19,6 +19,7 @@ from tests.bench.processes import Place
 from tests.bench.summary import Summary
 from tests.bench.systems.ours import Ours
 from tests.bench.systems.stock import KEEP_KV
+from vllm_epd.router.capacity import KV_CHUNK_TOKENS
 from vllm_epd.types import kv_epoch
 
 COMPLETIONS = "/v1/completions"
@@ -33,6 +34,7 @@ class _Pair:
     prefill: str
     decode: str
     epoch: str
+    chunk_tokens: int
 
     async def hand_over(self, prompt: Sequence[int], connector: str) -> tuple[float, float]:
         """Seconds of the prefill, and from P's answer to D's first token."""
@@ -40,8 +42,9 @@ class _Pair:
         transfer = uuid4().hex
         if connector == "epd":
             offer: dict[str, Any] = {"epd": {"offer": transfer}}
-            hint = {"transfer": transfer, "epoch": self.epoch, "rank": 0}
-            await self._post(self.decode + "/epd/kv/expect", hint)
+            if len(prompt) >= self.chunk_tokens:
+                hint = {"transfer": transfer, "epoch": self.epoch, "rank": 0}
+                await self._post(self.decode + "/epd/kv/expect", hint)
         else:
             offer = KEEP_KV
         start = perf_counter()
@@ -103,4 +106,5 @@ async def measure_handovers(ways: Sequence[Way], place: Place, say: Callable[[st
 async def _pair(session: aiohttp.ClientSession, urls: Any) -> _Pair:
     async with session.get(urls["P"] + "/epd/info") as response:
         info = await response.json()
-    return _Pair(session, urls["P"], urls["D"], kv_epoch(info["epoch"]))
+    limits = info["limits"]
+    return _Pair(session, urls["P"], urls["D"], kv_epoch(info["epoch"]), limits.get(KV_CHUNK_TOKENS, 0))

@@ -8,12 +8,13 @@ import pytest
 
 pytest.importorskip("torch")
 
+from vllm_epd.transfer import warming
 from vllm_epd.transfer.items import Claim
 from vllm_epd.transfer.region import host_region
 from vllm_epd.transfer.store import EmbeddingStore
-from vllm_epd.transfer.warming import AHEAD_BYTES
 
 MB = 2**20
+AHEAD_BYTES = 32 * MB
 PAGE = 64 * 2**10
 
 
@@ -27,6 +28,11 @@ def until_there(region, nbytes):
     while there(region) < nbytes:
         assert time.monotonic() < deadline, f"{there(region)} of {nbytes} bytes are there"
         time.sleep(0.005)
+
+
+@pytest.fixture(autouse=True)
+def _less_ahead(monkeypatch):
+    monkeypatch.setattr(warming, "AHEAD_BYTES", AHEAD_BYTES)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@
 import math
 import time
 from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -81,10 +80,6 @@ class Instance:
         # Sums of floats do not end at 0 by themselves, and what is left over would make equals unequal.
         self.work = self.work - work if self.outstanding else 0.0
 
-    def busy(self, work: float = 0.0) -> AbstractContextManager[None]:
-        """The same for the length of a `with` block."""
-        return _Busy(self, work)
-
     def await_answer(self, answer: Awaited) -> None:
         """Have an answer given up if the instance turns out to be gone, until `end_answer`."""
         self._awaited.add(answer)
@@ -97,20 +92,6 @@ class Instance:
         """Tell those that wait for answers that none will come."""
         for each in list(self._awaited):
             each.give_up("the instance is gone")
-
-
-class _Busy(AbstractContextManager[None]):
-    __slots__ = ("_instance", "_work")
-
-    def __init__(self, instance: Instance, work: float) -> None:
-        self._instance = instance
-        self._work = work
-
-    def __enter__(self) -> None:
-        self._instance.begin(self._work)
-
-    def __exit__(self, *_: object) -> None:
-        self._instance.end(self._work)
 
 
 class InstanceRegistry:

@@ -3,7 +3,6 @@
 
 from collections import deque
 from collections.abc import Hashable
-from contextlib import AbstractContextManager
 
 from vllm_epd.types import Fingerprint, InstanceInfo
 
@@ -49,25 +48,6 @@ class Ledger:
             self._holders[slot] = holders
         else:
             self.used -= self._nbytes.pop(slot)
-
-    def held(self, slot: Slot, nbytes: int) -> AbstractContextManager[None]:
-        """Hold a slot for the length of a `with` block."""
-        return _Held(self, slot, nbytes)
-
-
-class _Held(AbstractContextManager[None]):
-    __slots__ = ("_ledger", "_nbytes", "_slot")
-
-    def __init__(self, ledger: Ledger, slot: Slot, nbytes: int) -> None:
-        self._ledger = ledger
-        self._slot = slot
-        self._nbytes = nbytes
-
-    def __enter__(self) -> None:
-        self._ledger.take(self._slot, self._nbytes)
-
-    def __exit__(self, *_: object) -> None:
-        self._ledger.drop(self._slot)
 
 
 class Sizes:

@@ -124,14 +124,13 @@ class Simulation:
         request.places, request.missing = placed, len(placed)
         for need, found in zip(needs, placed, strict=True):
             found.instance.pool.take(found.slot, found.nbytes)
-            busy = found.instance.busy(need.cost)
-            busy.__enter__()
+            found.instance.begin(need.cost)
             done = _of(self._encoders, found.instance).work(self._now, need.cost)
-            self._at(done, partial(self._encoded, request, busy, self._now))
+            self._at(done, partial(self._encoded, request, found.instance, need.cost, self._now))
         return True
 
-    def _encoded(self, request: Request, busy: object, began: float) -> None:
-        busy.__exit__(None, None, None)
+    def _encoded(self, request: Request, instance: Instance, cost: float, began: float) -> None:
+        instance.end(cost)
         request.missing -= 1
         if request.missing == 0:
             self._paces[Role.ENCODE].note(sum(request.demand.media), self._now - began)

@@ -5,7 +5,7 @@ import asyncio
 import base64
 import json
 import struct
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import aiohttp
 import pytest
@@ -179,6 +179,14 @@ async def soon(condition):
             return
         await asyncio.sleep(0.005)
     raise AssertionError("it did not happen in 20 s")
+
+
+@contextmanager
+def busy(instance, work=0.0):
+    """Count one call more to what the router knows of an instance."""
+    instance.begin(work)
+    yield
+    instance.end(work)
 
 
 def hold(*fakes):

@@ -10,7 +10,7 @@ import random
 import pytest
 
 from tests.fakes.instance import ITEM_BYTES
-from tests.unit.router.conftest import image, soon
+from tests.unit.router.conftest import busy, image, soon
 from vllm_epd.router.config import Timeouts
 
 FOUR = {"pool_bytes": 4 * ITEM_BYTES, "max_item_bytes": ITEM_BYTES}
@@ -354,10 +354,12 @@ async def test_an_encode_that_is_tried_elsewhere_takes_its_room_along(cluster):
     bad.does.status = 500
     good.does.hold = asyncio.Event()
     known = [cluster.instance(each) for each in (bad, full, good)]
-    with known[1].pool.held("x", ITEM_BYTES), known[2].busy():
+    known[1].pool.take("x", ITEM_BYTES)
+    with busy(known[2]):
         asked = _ask(cluster, "cat")
         await good.arrived.wait()
         assert [each.pool.used for each in known] == [0, ITEM_BYTES, ITEM_BYTES]
+    known[1].pool.drop("x")
     good.does.hold.set()
     assert (await asked).status == 200
     assert [len(each.seen) for each in (bad, full, good)] == [1, 0, 1]

@@ -6,7 +6,7 @@ import gzip
 
 import pytest
 
-from tests.unit.router.conftest import image, soon, text
+from tests.unit.router.conftest import busy, image, soon, text
 from vllm_epd.router.config import Timeouts
 
 CAT = image("cat")
@@ -100,7 +100,7 @@ async def test_what_only_one_instance_can_do_is_refused_of_two(cluster, field, c
     assert f"`{field}` cannot be honoured" in answer.error["message"]
     assert encode.seen == []
     await cluster.up("EPD")
-    with cluster.instance(prefill).busy():
+    with busy(cluster.instance(prefill)):
         assert (await cluster.chat([CAT], **change)).status == 200
 
 

@@ -4,7 +4,7 @@
 import dataclasses
 
 from tests.fakes.instance import FINGERPRINT
-from tests.unit.router.conftest import image
+from tests.unit.router.conftest import busy, image
 
 CAT = image("cat")
 NEWER = dataclasses.replace(FINGERPRINT, weights="w1", vllm="0.33.0")
@@ -49,7 +49,7 @@ async def test_a_request_keeps_its_fingerprint_when_it_starts_over(cluster):
     gone = (await cluster.up("E", "P", "D"))[1]
     second = await cluster.add("P")
     other = [await cluster.add(letters, fingerprint=NEWER) for letters in "EPD"]
-    with cluster.instance(second).busy(), cluster.instance(other[1]).busy():
+    with busy(cluster.instance(second)), busy(cluster.instance(other[1])):
         await gone.stop()
         assert (await cluster.chat([CAT])).status == 200
     assert len(second.seen) == 1

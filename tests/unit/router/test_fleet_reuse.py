@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from tests.fakes.instance import FINGERPRINT, item_hash
-from tests.unit.router.conftest import image, soon, text
+from tests.unit.router.conftest import busy, image, soon, text
 from vllm_epd.router.config import Timeouts
 
 CAT = image("cat")
@@ -95,9 +95,9 @@ async def test_instances_of_another_fingerprint_encode_for_themselves(cluster):
     newer = dataclasses.replace(FINGERPRINT, weights="w1")
     old = await cluster.up("E", "P", "D")
     new = [await cluster.add(letters, fingerprint=newer) for letters in "EPD"]
-    with cluster.instance(new[1]).busy():
+    with busy(cluster.instance(new[1])):
         await cluster.chat([CAT])
-    with cluster.instance(old[1]).busy():
+    with busy(cluster.instance(old[1])):
         await cluster.chat([CAT])
     assert [len(each.seen) for each in (old[0], new[0])] == [1, 1]
     assert old[0].lease_calls == new[0].lease_calls == []
@@ -184,7 +184,7 @@ async def test_a_leader_that_leaves_is_followed_by_one_of_the_others(cluster):
 async def test_a_leader_whose_instance_is_gone_is_followed_elsewhere(cluster):
     gone, other, *_ = await cluster.up("E", "E", "P", "D")
     await gone.stop()
-    with cluster.instance(other).busy():
+    with busy(cluster.instance(other)):
         answers = await asyncio.gather(*(cluster.chat([CAT]) for _ in range(5)))
     assert [answer.status for answer in answers] == [200] * 5
     assert cluster.instance(gone).suspended

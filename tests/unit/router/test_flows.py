@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.fakes.instance import grid, item_hash
-from tests.unit.router.conftest import image, soon, text
+from tests.unit.router.conftest import busy, image, soon, text
 
 CAT, DOG = image("cat"), image("doggy")
 CAT_URL, DOG_URL = CAT["image_url"]["url"], DOG["image_url"]["url"]
@@ -149,7 +149,7 @@ async def test_several_items_go_to_the_encode_instance_with_the_least_work(clust
     one, other, _, _ = await cluster.up("E", "E", "P", "D")
     release = asyncio.Event()
     one.does.hold = other.does.hold = release
-    with cluster.instance(one).busy(work=1e5):
+    with busy(cluster.instance(one), 1e5):
         asked = asyncio.create_task(cluster.chat([CAT, DOG, image("bird")]))
         await soon(lambda: len(other.seen) == 3)
     assert one.seen == []
@@ -159,7 +159,7 @@ async def test_several_items_go_to_the_encode_instance_with_the_least_work(clust
 
 async def test_instances_that_only_encode_are_preferred(cluster):
     encode, mixed, prefill, _ = await cluster.up("E", "EP", "P", "D")
-    with cluster.instance(mixed).busy():  # so that the request is prefilled by the other one
+    with busy(cluster.instance(mixed)):  # so that the request is prefilled by the other one
         await cluster.chat([CAT, DOG])
     assert len(encode.bodies("encode")) == 2
     assert mixed.seen == []
@@ -210,10 +210,10 @@ async def test_a_whole_instance_gets_the_clients_own_bytes(cluster):
 
 async def test_the_free_instance_is_chosen_whatever_its_roles(cluster):
     whole, encode, prefill, decode = await cluster.up("EPD", "E", "P", "D")
-    with cluster.instance(whole).busy():
+    with busy(cluster.instance(whole)):
         await cluster.chat([CAT])
     assert whole.seen == []
-    with cluster.instance(prefill).busy():
+    with busy(cluster.instance(prefill)):
         await cluster.chat([CAT])
     assert len(whole.seen) == 1
     assert [len(each.seen) for each in (encode, prefill, decode)] == [1, 1, 1]

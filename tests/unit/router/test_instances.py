@@ -8,6 +8,7 @@ import pytest
 
 from tests.fakes.instance import FINGERPRINT
 from vllm_epd.router.instances import InstanceRegistry
+from vllm_epd.router.seats import Counted
 from vllm_epd.types import InstanceInfo, RoleSet
 
 A = InstanceInfo("a:1", "e1", "http://a:1", RoleSet.parse("prefill"), ("tiny",), FINGERPRINT)
@@ -116,11 +117,13 @@ def test_what_follows_from_who_is_there_is_derived_once_until_that_changes(regis
 def test_work_is_counted_to_its_end_even_if_it_fails(registry):
     registry.register(A)
     (instance,) = registry.available()
-    with instance.busy(), instance.busy():
-        assert instance.outstanding == 2
-    with contextlib.suppress(ValueError), instance.busy():
+    counted = Counted()
+    with contextlib.suppress(ValueError), counted:
+        counted.work(instance, 2.0)
+        counted.work(instance, 3.0)
+        assert (instance.outstanding, instance.work) == (2, 5.0)
         raise ValueError
-    assert instance.outstanding == 0
+    assert (instance.outstanding, instance.work) == (0, 0.0)
 
 
 def _comes_back(registry):

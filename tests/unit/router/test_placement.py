@@ -60,6 +60,18 @@ def test_all_parts_find_room_or_none_does_and_nothing_is_changed(pools, count):
             assert used + found.count(each) * ITEM <= each.info.limits["pool_bytes"]
 
 
+def test_a_policy_that_fails_leaves_nothing_taken():
+    encoders = [pool_of(4), pool_of(4)]
+    left = iter(encoders)
+
+    def one_after_the_other(candidates, names=()):
+        return next(left)
+
+    with pytest.raises(StopIteration):
+        placed([there(encoders[1]), *new(3)], encoders, one_after_the_other)
+    assert [(each.pool.used, each.outstanding) for each in encoders] == [(0, 0), (0, 0)]
+
+
 def test_parts_are_spread_by_the_policy_over_those_with_room():
     full, one, other = pool_of(2, used=2), pool_of(2), pool_of(2)
     assert placed(new(2), [full, one, other]) == [one, other]

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.router.conftest import busy
 from tests.unit.router.test_plan import named
 from vllm_epd.errors import ConfigError
 from vllm_epd.router.choosing import Chooser
@@ -101,7 +102,7 @@ def test_stages_take_turns_on_their_own():
 def test_stages_have_their_own_policies():
     chooser = Chooser({Role.ENCODE: cache_aware, Role.PREFILL: least_loaded, Role.DECODE: least_outstanding})
     one, other = named("PD", "PD")
-    with one.busy(work=5.0), other.busy(work=1.0), other.busy(work=1.0):
+    with busy(one, 5.0), busy(other, 1.0), busy(other, 1.0):
         assert chooser.pick(Role.PREFILL, [one, other]) is other
         assert chooser.pick(Role.DECODE, [one, other]) is one
         assert chooser.pick(Role.ENCODE, [one, other], lambda instance: 9.0 if instance is one else 0.0) is one
@@ -111,5 +112,5 @@ def test_stages_have_their_own_policies():
 def test_what_is_busy_is_avoided():
     chooser = Chooser(dict.fromkeys(Role, least_outstanding))
     one, other = named("PD", "PD")
-    with one.busy():
+    with busy(one):
         assert {chooser.pick(Role.DECODE, [one, other]).name for _ in range(4)} == {other.name}

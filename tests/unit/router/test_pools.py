@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How full a pool is, and how large the next embedding may be."""
 
-import contextlib
 import dataclasses
 from collections import Counter
 
@@ -34,14 +33,6 @@ def test_a_slot_counts_once_from_its_first_holder_to_its_last(steps):
             held[name] -= 1
         assert ledger.used == sum(NBYTES[each] for each in held if held[each])
         assert ledger.missing(kept(name), 7) == (0 if held[name] else 7)
-
-
-def test_a_slot_is_held_for_the_length_of_a_block():
-    ledger = Ledger()
-    with contextlib.suppress(ValueError), ledger.held("x", 4):
-        assert ledger.used == 4
-        raise ValueError
-    assert ledger.used == 0
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 import pytest
 
 from tests.fakes.instance import FakeInstance
+from tests.unit.router.conftest import busy
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ async def test_an_instance_is_told_how_often_to_report(cluster_with, fake):
 
 async def test_registering_again_changes_nothing(cluster):
     fake = await cluster.add("EPD")
-    with cluster.instance(fake).busy():
+    with busy(cluster.instance(fake)):
         await cluster.call("POST", "/epd/instances", fake.info().to_mapping())
         (listed,) = await _listed(cluster)
     assert listed["outstanding"] == 1
@@ -47,7 +48,7 @@ async def test_registering_again_changes_nothing(cluster):
 
 async def test_a_restarted_instance_replaces_itself(cluster):
     fake = await cluster.add("EPD")
-    with cluster.instance(fake).busy():
+    with busy(cluster.instance(fake)):
         await cluster.call("POST", "/epd/instances", fake.info(epoch="2").to_mapping())
         (listed,) = await _listed(cluster)
     assert (listed["epoch"], listed["outstanding"]) == ("2", 0)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fakes.instance import ITEM_BYTES
 from tests.fakes.tokens import TokenInstance
-from tests.unit.router.conftest import Cluster, image, sized, soon
+from tests.unit.router.conftest import Cluster, busy, image, sized, soon
 from vllm_epd.router.capacity import Ask
 from vllm_epd.router.config import RouterConfig, Timeouts
 from vllm_epd.router.failures import UnreachableError
@@ -344,7 +344,7 @@ async def test_a_prompt_goes_where_its_beginning_has_been(cluster_with):
         for number in range(6):
             await cluster.chat(begin + f"question {number}")
         assert len(home.seen) == before + 6
-        with cluster.instance(home).busy(work=1e6):
+        with busy(cluster.instance(home), 1e6):
             await cluster.chat(begin + "and now?")
         assert len(home.seen) == before + 6
 

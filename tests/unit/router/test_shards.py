@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes.instance import item_hash
 from tests.fakes.tiles import SHARDS, TiledEncoder
-from tests.unit.router.conftest import sized, soon, text
+from tests.unit.router.conftest import busy, sized, soon, text
 from vllm_epd.errors import UpstreamError
 from vllm_epd.router.encoders import Part
 from vllm_epd.router.instances import Instance
@@ -182,7 +182,7 @@ async def test_shards_are_used_again_by_whichever_request(cluster):
     hold.set()
     for answer in await asyncio.gather(*first):
         assert answer.text == f"<{hash_of(LARGE)}>"
-    with cluster.instance(fakes[0]).busy():
+    with busy(cluster.instance(fakes[0])):
         await timed(cluster, [LARGE])
     assert [len(fake.encoded) for fake in fakes] == [1, 1, 1]
     assert sum(len(fake.lease_calls) for fake in fakes) == 4 * 3

@@ -13,6 +13,7 @@ from typing import cast
 from httptools import HttpParserError, HttpResponseParser
 
 from vllm_epd.router.inline import Piece, Pieces
+from vllm_epd.router.web.bell import Bell
 
 # Other requests get a turn after so much.
 _TURN = 512 * 2**10
@@ -47,7 +48,7 @@ class Connection(asyncio.Protocol):
         self._waiting = 0
         self._paused = False
         self._full = False
-        self._wake: asyncio.Future[None] | None = None
+        self._bell = Bell()
 
     @property
     def reusable(self) -> bool:
@@ -118,7 +119,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:  # noqa: D102
         self._full = False
-        self._notify()
+        self._bell.ring()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser."""
@@ -128,7 +129,7 @@ class Connection(asyncio.Protocol):
         """Called by the parser."""
         self.status = self._parser.get_status_code()
         self._begun = self.status >= 200
-        self._notify()
+        self._bell.ring()
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""
@@ -137,13 +138,13 @@ class Connection(asyncio.Protocol):
         if self._waiting > _READ_AHEAD and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
-        self._notify()
+        self._bell.ring()
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
         self._stays = self._parser.should_keep_alive()
         self.complete = self._begun
-        self._notify()
+        self._bell.ring()
 
     async def _send(self, head: bytes, body: Pieces) -> None:
         transport = self._transport
@@ -177,20 +178,12 @@ class Connection(asyncio.Protocol):
             raise self._error
         if reading:
             self._go_on()
-        self._wake = asyncio.get_running_loop().create_future()
-        try:
-            await self._wake
-        finally:
-            self._wake = None
-
-    def _notify(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        await self._bell.wait()
 
     def _fail(self, error: BaseException) -> None:
         if self._error is None:
             self._error = error
-        self._notify()
+        self._bell.ring()
 
     def _ends_with_connection(self) -> bool:
         return b"content-length" not in self.headers and b"transfer-encoding" not in self.headers

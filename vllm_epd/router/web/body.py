@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The body of a request while it arrives. No I/O."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 
+from vllm_epd.router.web.bell import Bell
 from vllm_epd.router.web.errors import BodyTooLargeError, MalformedError
 
 #: A client is stopped once so much lies here that nobody has read.
@@ -35,7 +35,7 @@ class Body:
         self._chunks: list[bytes] = []
         self._waiting = 0
         self._broken: str | None = None
-        self._wake: asyncio.Future[None] | None = None
+        self._bell = Bell()
 
     def feed(self, data: bytes) -> None:
         """More of it is here."""
@@ -43,17 +43,17 @@ class Body:
         self._waiting += len(data)
         if self._waiting > _READ_AHEAD:
             self._let_flow(False)
-        self._notify()
+        self._bell.ring()
 
     def close(self) -> None:
         """All of it is here."""
         self.complete = True
-        self._notify()
+        self._bell.ring()
 
     def fail(self, why: str) -> None:
         """Nothing more will come, though not all is here."""
         self._broken = why
-        self._notify()
+        self._bell.ring()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The pieces, as they come.
@@ -92,15 +92,7 @@ class Body:
     async def _news(self) -> None:
         if self._broken is not None:
             raise MalformedError(self._broken)
-        self._wake = asyncio.get_running_loop().create_future()
-        try:
-            await self._wake
-        finally:
-            self._wake = None
-
-    def _notify(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        await self._bell.wait()
 
     def _let_flow(self, flows: bool) -> None:
         if flows is not self.flows:

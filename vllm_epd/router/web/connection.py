@@ -13,6 +13,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from multidict import CIMultiDict
 
 from vllm_epd.errors import RequestError
+from vllm_epd.router.web.bell import Bell
 from vllm_epd.router.web.body import Body
 from vllm_epd.router.web.errors import HeadTooLargeError, MalformedError
 from vllm_epd.router.web.messages import Request, Response, Stream, head
@@ -82,7 +83,7 @@ class ClientConnection(asyncio.Protocol):
         self._waiting: deque[Request] = deque()
         self.task: asyncio.Task[None] | None = None
         self._deaf = self._leaving = self._lost = self._paused = self._full = False
-        self._room: asyncio.Future[None] | None = None
+        self._room = Bell()
 
     def leave(self) -> None:
         """Close the connection once the request that is being served, if any, is answered."""
@@ -103,8 +104,8 @@ class ClientConnection(asyncio.Protocol):
         if self._transport.is_closing():
             raise ConnectionResetError("the client went away")
         self._transport.write(data)
-        if self._full:
-            await self._written()
+        while self._full and not self._lost:
+            await self._room.wait()
 
     def expire(self, now: float) -> None:
         """Close it if it has done nothing for too long."""
@@ -124,7 +125,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
         self._lost = True
-        self._let_write()
+        self._room.ring()
         task, self.task = self.task, None
         if task is not None and not task.done():  # of one that has failed, to cancel it would hide how
             task.cancel()
@@ -147,7 +148,7 @@ class ClientConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:  # noqa: D102
         self._full = False
-        self._let_write()
+        self._room.ring()
 
     def on_message_begin(self) -> None:
         """Called by the parser."""
@@ -292,16 +293,6 @@ class ClientConnection(asyncio.Protocol):
         last = self._leaving or (self._deaf and not self._waiting)
         request.stays = request.stays and request.body.complete and not last
         return {} if request.stays else _CLOSE
-
-    async def _written(self) -> None:
-        """Wait until the client has taken enough of what was written."""
-        while self._full and not self._lost:
-            self._room = self._loop.create_future()
-            await self._room
-
-    def _let_write(self) -> None:
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
 
     def _regulate(self) -> None:
         """Read on, or do not for now: there is enough to do."""

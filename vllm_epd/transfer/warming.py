@@ -13,8 +13,8 @@ import threading
 
 logger = logging.getLogger(__name__)
 
-AHEAD_BYTES = 256 * 2**20
-"""How far ahead: it is there before the first request, and more than the items of some requests take."""
+AHEAD_BYTES = 32 * 2**20
+"""How far ahead: more than the items of one request take, and little beside what an instance has anyway."""
 
 _STEP_BYTES = 2 * 2**20
 _POPULATE_WRITE = 23

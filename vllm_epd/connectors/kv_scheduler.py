@@ -15,7 +15,6 @@ from vllm_epd.connectors.kv_params import RemoteKV, offered
 from vllm_epd.connectors.landing import LandingState
 from vllm_epd.errors import TransferError
 from vllm_epd.transfer import wire
-from vllm_epd.transfer.pool import whole_pages
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -31,8 +30,6 @@ class _Outgoing:
     """What P makes of one prompt for others.
 
     Attributes:
-        ready: there is room for them, by the agents' word or for certain.
-        answered: the agents have said so, or that there is none.
         saved: how many chunks the worker has been told to save.
         lost: why they cannot be offered.
     """
@@ -42,14 +39,8 @@ class _Outgoing:
     chunks: list[Chunk]
     wanted: tuple[wire.Wanted, ...]
     ready: bool = False
-    answered: bool = False
     saved: int = 0
     lost: str = ""
-
-    @property
-    def nbytes(self) -> int:
-        """What they take of a pool."""
-        return sum(whole_pages(each.nbytes) for each in self.wanted)
 
     def due(self, computed: int) -> list[Chunk]:
         """Chunks that `computed` tokens complete and that are not saved yet."""
@@ -67,9 +58,6 @@ class KVProducerHalf:
     """Makes room for the KV cache of a prompt before it is prefilled, and has it saved chunk by chunk meanwhile.
 
     The blocks are free as soon as the request is over: what travels lies in the pool, under leases of its own.
-
-    Where there is room for certain, by what the agents have said last and what they were asked for since, a prompt does
-    not wait for their word: it would take a good part of the time of a short prefill.
     """
 
     def __init__(self, desk: Desk, epoch: str, rank: int, shape: ChunkShape) -> None:
@@ -79,8 +67,6 @@ class KVProducerHalf:
         self._rank = rank
         self._shape = shape
         self._outgoing: dict[str, _Outgoing] = {}
-        self._room = 0
-        self._asked = 0
 
     def available(self, request: "Request") -> bool:
         """Whether `request` may be prefilled: there is room for its KV cache, or it wants none."""
@@ -90,8 +76,6 @@ class KVProducerHalf:
         outgoing = self._outgoing.get(request.request_id)
         if outgoing is None:
             outgoing = self._outgoing[request.request_id] = self._begin(request, transfer)
-            self._asked += outgoing.nbytes
-            outgoing.ready = self._asked <= self._room
             self._desk.reserve(outgoing.wanted, partial(self._on_reserved, outgoing), transfer)
         return outgoing.ready
 
@@ -118,14 +102,7 @@ class KVProducerHalf:
         if outgoing.lost:
             logger.error("the KV cache of request %s is not offered: %s", request.request_id, outgoing.lost)
         self._desk.withdraw(outgoing.wanted)
-        self._settle(outgoing)
         return None
-
-    def _settle(self, outgoing: _Outgoing) -> None:
-        """The agents have answered, or need not any more."""
-        if not outgoing.answered:
-            outgoing.answered = True
-            self._asked -= outgoing.nbytes
 
     def _begin(self, request: "Request", transfer: str) -> _Outgoing:
         tokens = request.prompt_token_ids
@@ -140,11 +117,9 @@ class KVProducerHalf:
     def _on_reserved(self, outgoing: _Outgoing, report: wire.Reserved | wire.ReserveFailed) -> None:
         """A prompt whose KV cache finds no room is prefilled all the same."""
         outgoing.ready = True
-        self._settle(outgoing)
         if isinstance(report, wire.ReserveFailed):
-            outgoing.lost, self._room = report.reason, 0
+            outgoing.lost = report.reason
             return
-        self._room = report.room
         for landing in report.held:
             self._desk.book.reject(landing)
         self._desk.send_drops()

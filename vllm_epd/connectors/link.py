@@ -27,7 +27,6 @@ class _Reservation:
     transfer: str
     unanswered: int
     held: set[int] = field(default_factory=set)
-    room: float = math.inf
 
 
 class AgentLink:
@@ -146,12 +145,11 @@ class AgentLink:
         if asked is None:
             return []
         asked.held |= set(report.held)
-        asked.room = min(asked.room, report.room)
         asked.unanswered -= 1
         if asked.unanswered:
             return []
         del self._reserving[report.landing]
-        return [wire.Reserved(report.landing, sorted(asked.held), report.sizes, int(asked.room))]
+        return [wire.Reserved(report.landing, sorted(asked.held), report.sizes)]
 
     def _take_back(self, asked: _Reservation) -> None:
         """One agent has no room: the others need none, and nobody is to wait for what they have listed."""

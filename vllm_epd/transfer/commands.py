@@ -112,7 +112,7 @@ class Commands:
     async def _reserve(self, first: int, reserve: wire.Reserve) -> wire.Report:
         try:
             offered = await self._offers.reserve(reserve.items, reserve.transfer)
-            return wire.Reserved(first, offered.held, offered.sizes, offered.room)
+            return wire.Reserved(first, offered.held, offered.sizes)
         except asyncio.CancelledError:
             return wire.ReserveFailed(first, "withdrawn")
         except TimeoutError:

@@ -203,12 +203,10 @@ class Offered:
         held: landings of the items that are here already.
         sizes: of all items as they are or will be in the pool, in bytes; an item that is here, or that somebody else
             has claimed, may have another form than one that is new.
-        room: bytes that still fit.
     """
 
     held: list[int]
     sizes: list[int]
-    room: int
 
 
 class Offers:
@@ -263,8 +261,7 @@ class Offers:
         if transfer:
             self._list(transfer, items, sizes)
         held = [item for item, place in zip(items, places, strict=True) if place is Place.HELD]
-        adopted = [item.landing for item in held if self._landings.adopt(item.landing, item.key)]
-        return Offered(adopted, sizes, self._store.room_bytes)
+        return Offered([item.landing for item in held if self._landings.adopt(item.landing, item.key)], sizes)
 
     def take(self, key: str, lease: str) -> int | None:
         """Lease `key` to one more consumer; its size, None where it is not here."""

@@ -58,7 +58,6 @@ class PagedPool:
         self._free = FreePages(self.num_pages)
         self._items: OrderedDict[str, _Item] = OrderedDict()
         self._pins: dict[str, _Pin] = {}
-        self._pinned_pages = 0
         self.evicted = 0
         self.expired = 0
 
@@ -82,15 +81,11 @@ class PagedPool:
         """The size of the items that a lease or a grant holds."""
         return sum(item.nbytes for item in self._items.values() if item.pins)
 
-    @property
-    def room_bytes(self) -> int:
-        """Bytes in pages that no lease or grant holds."""
-        return (self.num_pages - self._pinned_pages) * self.page_bytes
-
     def has_room(self, sizes: Iterable[int], now: float) -> bool:
         """Whether items of these sizes in bytes fit beside what is pinned."""
         self.expire(now)
-        return sum(whole_pages(nbytes, self.page_bytes) for nbytes in sizes) <= self.room_bytes
+        evictable = sum(self._pages(item.nbytes) for item in self._items.values() if not item.pins)
+        return sum(self._pages(nbytes) for nbytes in sizes) <= self._free.count + evictable
 
     def nbytes(self, key: str) -> int:
         """The size of `key`.
@@ -152,8 +147,6 @@ class PagedPool:
         item = self._held(key)
         if pin_id in self._pins and self._pins[pin_id].key != key:
             raise PoolError(f"pin {pin_id!r} holds another item already")
-        if not item.pins:
-            self._pinned_pages += self._pages(item.nbytes)
         item.pins.add(pin_id)
         self._items.move_to_end(key)
         self._pins[pin_id] = _Pin(key, deadline)
@@ -163,10 +156,7 @@ class PagedPool:
         pin = self._pins.pop(pin_id, None)
         if pin is None:
             return None
-        item = self._items[pin.key]
-        item.pins.discard(pin_id)
-        if not item.pins:
-            self._pinned_pages -= self._pages(item.nbytes)
+        self._items[pin.key].pins.discard(pin_id)
         return pin.key
 
     def remove(self, key: str) -> None:
@@ -174,7 +164,7 @@ class PagedPool:
         if key not in self._items:
             return
         for pin_id in tuple(self._items[key].pins):
-            self.unpin(pin_id)
+            del self._pins[pin_id]
         self._free.give(self._items.pop(key).runs)
 
     def expire(self, now: float) -> int:

@@ -79,13 +79,6 @@ class EmbeddingStore:
                 return None
             return [self._claim(claim, now) for claim in claims]
 
-    @property
-    def room_bytes(self) -> int:
-        """How much fits beside what is kept."""
-        with self._lock:
-            self._sweep()
-            return self._pool.room_bytes
-
     def has_room(self, nbytes: int) -> bool:
         """Whether so many bytes fit beside what is kept."""
         with self._lock:

@@ -267,13 +267,11 @@ class Reserved(msgspec.Struct, frozen=True, tag=True):
     Attributes:
         held: landings of the items that are here already.
         sizes: of all items, in order, in bytes as they are offered.
-        room: bytes of further items, in whole pages, for which there is room for certain.
     """
 
     landing: int
     held: list[int]
     sizes: list[int]
-    room: int = 0
 
 
 class ReserveFailed(msgspec.Struct, frozen=True, tag=True):

@@ -13,7 +13,6 @@ from vllm_epd.connectors.kv_metadata import LoadBlocks
 from vllm_epd.connectors.kv_params import RemoteKV
 from vllm_epd.connectors.kv_scheduler import KVConsumerHalf, KVProducerHalf
 from vllm_epd.transfer import wire
-from vllm_epd.transfer.pool import PAGE_BYTES
 
 SHAPE = ChunkShape(block_tokens=4, block_bytes=100, chunk_blocks=2)
 PROMPT = list(range(100, 119))
@@ -76,58 +75,6 @@ def test_a_prompt_waits_for_room_for_all_its_chunks(producer: KVProducerHalf, de
     ]
     assert link.transfers == ["t"]
     assert len(link.reserved) == 1
-
-
-def answer(desk: Desk, link: FakeLink, number: int, room: int) -> None:
-    """The agents have room for what they were asked for as `number`, and for so much beside it."""
-    items = link.reserved[number]
-    link.reports = [wire.Reserved(items[0].landing, [], [item.nbytes for item in items], room)]
-    desk.collect()
-
-
-def test_where_there_is_room_for_certain_a_prompt_does_not_wait(
-    producer: KVProducerHalf, desk: Desk, link: FakeLink
-) -> None:
-    taken = 3 * PAGE_BYTES
-    assert not producer.available(request("first", OFFER))
-    answer(desk, link, 0, 2 * taken)
-    assert [producer.available(request(name, OFFER)) for name in "bcd"] == [True, True, False]
-    assert len(link.reserved) == 4
-    answer(desk, link, 1, taken)  # and c and d may take that
-    assert not producer.available(request("e", OFFER))
-    for number in (2, 3, 4):
-        answer(desk, link, number, taken)
-    assert producer.available(request("f", OFFER))
-    assert not producer.available(request("g", OFFER))
-
-
-@pytest.mark.parametrize("status", ["FINISHED_ABORTED", "FINISHED_LENGTH_CAPPED"])
-def test_a_prompt_that_ends_before_the_agents_answer_takes_no_room_for_ever(
-    producer: KVProducerHalf, desk: Desk, link: FakeLink, status: str
-) -> None:
-    assert not producer.available(request("first", OFFER))
-    answer(desk, link, 0, 3 * PAGE_BYTES)
-    for number in range(1, 4):
-        asked = request(f"r{number}", OFFER, status=SimpleNamespace(name=status))
-        assert producer.available(asked)
-        saves(producer, asked, 19)
-        assert (producer.finish(asked) is None) == (status == "FINISHED_ABORTED")
-        if status != "FINISHED_ABORTED":
-            answer(desk, link, number, 3 * PAGE_BYTES)
-
-
-def test_a_prompt_that_finds_no_room_after_all_is_not_offered(
-    producer: KVProducerHalf, desk: Desk, link: FakeLink
-) -> None:
-    assert not producer.available(request("first", OFFER))
-    answer(desk, link, 0, 3 * PAGE_BYTES)
-    asked = request("r", OFFER)
-    assert producer.available(asked)
-    link.reports = [wire.ReserveFailed(link.reserved[1][0].landing, "full")]
-    desk.collect()
-    assert saves(producer, asked, 19) == []
-    assert producer.finish(asked) is None
-    assert not producer.available(request("next", OFFER))
 
 
 def test_chunks_are_saved_as_prefill_completes_them(producer: KVProducerHalf, desk: Desk, link: FakeLink) -> None:

@@ -153,11 +153,11 @@ def told(agents: Agents, *commands: wire.Command) -> None:
 def test_there_is_room_for_all_parts_when_every_rank_says_so(sharded: AgentLink, agents: Agents) -> None:
     sharded.reserve(ITEMS, "t")
     told(agents, wire.Reserve(ITEMS, "t"))
-    agents.say(1, wire.Reserved(5, [6], [8, 8], 70))
+    agents.say(1, wire.Reserved(5, [6], [8, 8]))
     time.sleep(0.05)
     assert sharded.poll() == []
-    agents.say(0, wire.Reserved(5, [5], [8, 8], 60))
-    assert news(sharded, 1) == [wire.Reserved(5, [5, 6], [8, 8], 60)]
+    agents.say(0, wire.Reserved(5, [5], [8, 8]))
+    assert news(sharded, 1) == [wire.Reserved(5, [5, 6], [8, 8])]
     sharded.withdraw(ITEMS)
     told(agents, wire.Withdraw(["lease", "other"]))
 

@@ -29,8 +29,7 @@ def expect(consumer: Party, producer: Party, transfer=TRANSFER):
 def plan(producer: Party, *keys, transfer=TRANSFER):
     """Room at the producer for chunks that it is about to make."""
     items = [wire.Wanted(number, key, f"{transfer}:{number}", SIZE) for number, key in enumerate(keys)]
-    reply = producer.ask(wire.Reserve(items, transfer))
-    assert (reply.landing, reply.held, reply.sizes) == (0, [], [SIZE] * len(keys))
+    assert producer.ask(wire.Reserve(items, transfer)) == wire.Reserved(0, [], [SIZE] * len(keys))
 
 
 def make(producer: Party, key):

@@ -291,7 +291,7 @@ async def test_a_wait_for_room_ends_with_its_time_limit_and_leaves_nothing(hasty
 
 async def test_what_is_offered_and_here_is_adopted_and_counted_as_one_hit(scene):
     scene.store.put("a", torch.ones(PAGE, dtype=torch.uint8))
-    assert await scene.reserve((1, "a", "a1", PAGE), (2, "b", "b1", PAGE)) == Offered([1], [PAGE, PAGE], 2 * PAGE)
+    assert await scene.reserve((1, "a", "a1", PAGE), (2, "b", "b1", PAGE)) == Offered([1], [PAGE, PAGE])
     assert scene.store.state().hits == 1
     scene.offers.withdraw(["a1", "b1"])
     assert scene.store.state().pinned == 1
@@ -301,7 +301,7 @@ async def test_what_is_offered_and_here_is_adopted_and_counted_as_one_hit(scene)
 
 async def test_what_was_adopted_unseen_is_dropped_with_its_lease(scene):
     scene.store.put("a", torch.ones(PAGE, dtype=torch.uint8))
-    assert await scene.reserve((1, "a", "a1", PAGE), (2, "b", "b1", PAGE)) == Offered([1], [PAGE, PAGE], 2 * PAGE)
+    assert await scene.reserve((1, "a", "a1", PAGE), (2, "b", "b1", PAGE)) == Offered([1], [PAGE, PAGE])
     scene.offers.withdraw(["a1", "b1"], [1, 2])
     assert scene.store.state().pinned == 0
 

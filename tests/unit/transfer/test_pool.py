@@ -193,11 +193,6 @@ class PoolMachine(RuleBasedStateMachine):
         assert held + self.pool.free_bytes == self.pool.capacity_bytes
 
     @invariant()
-    def there_is_room_beside_what_is_pinned(self):
-        pinned = sum(-(-self.pool.nbytes(key) // PAGE) * PAGE for key in self.pool if self.pool.is_pinned(key))
-        assert self.pool.room_bytes == self.pool.capacity_bytes - pinned
-
-    @invariant()
     def what_is_pinned_stays(self):
         for key, deadline in self.pins.values():
             assert deadline <= self.clock or self.pool.is_pinned(key)

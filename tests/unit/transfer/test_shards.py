@@ -67,7 +67,7 @@ def test_each_consumer_follows_the_transfer_of_its_own_part(make_instance):
     for consumer in consumers:
         consumer.tell(wire.Expect("t", "p", 0))
     for producer in producers:
-        assert producer.ask(wire.Reserve([wire.Wanted(0, "k", "l", SIZE)], "t")).sizes == [SIZE]
+        assert producer.ask(wire.Reserve([wire.Wanted(0, "k", "l", SIZE)], "t")) == wire.Reserved(0, [], [SIZE])
     for index, producer in enumerate(producers):
         producer.store.put("k", part(index))
     for index, consumer in enumerate(consumers):
@@ -98,8 +98,7 @@ def test_a_scheduler_makes_room_has_parts_fetched_and_gives_them_back_on_all_ran
     introduce(consumers, producers)
     here, there = open_link(consumers), open_link(producers)
     there.reserve([wire.Wanted(0, "k", "k", SIZE)], "t")
-    (reserved,) = news(there)
-    assert (reserved.held, reserved.sizes) == ([], [SIZE])
+    assert news(there) == [wire.Reserved(0, [], [SIZE])]
     for index, producer in enumerate(producers):
         producer.store.put("k", part(index))
     here.pull(3, producers[0].handle("k", SIZE))

@@ -16,6 +16,7 @@ from tests.fakes.instance import FakeInstance
 from tests.unit.router.conftest import soon
 
 ROOT = Path(__file__).parents[3]
+JSON = {"Content-Type": "application/json"}
 CODE = """
 from vllm_epd.router.app import serve
 from vllm_epd.router.config import RouterConfig
@@ -127,3 +128,23 @@ async def test_an_open_registration_api_is_warned_of():
             if b"listening" in line:
                 break
         assert b"anyone who reaches 0.0.0.0 may register instances; set EPD_TOKEN" in lines
+
+
+def _page_faults(process):
+    return int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+
+async def test_the_memory_of_one_body_serves_the_next(session):
+    async with _router() as process:
+        url = await _url(process)
+
+        async def ask(count):
+            for _ in range(count):
+                body = b'{"model": "' + b"x" * 300_000
+                async with session.post(url + "/v1/chat/completions", data=body, headers=JSON) as answer:
+                    assert answer.status == 400
+
+        await ask(30)
+        before = _page_faults(process)
+        await ask(60)
+        assert (_page_faults(process) - before) / 60 < 10

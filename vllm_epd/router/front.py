@@ -73,7 +73,7 @@ class Front:
             record.fail(error)
             logger.exception("request %s met a bug of the router", record.request_id)
             body = error_object("the router failed; its log says why", "InternalServerError", 500)
-            return Response(jsonio.encode(body), 500)
+            return jsonio.answer(body, 500)
 
     def _authorize(self, request: Request) -> None:
         """Let only those who know the token, if there is one, tell the router about instances."""

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from vllm_epd.errors import BadRequestError
+from vllm_epd.router.web.messages import Response
 
 JsonObject = dict[str, Any]
 
@@ -43,3 +44,8 @@ def decode_request(raw: bytes) -> JsonObject:
     if not isinstance(value, dict):
         raise BadRequestError("the request body must be a JSON object")
     return value
+
+
+def answer(value: Any, status: int = 200) -> Response:
+    """An answer of JSON."""
+    return Response(encode(value), status)

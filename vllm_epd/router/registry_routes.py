@@ -25,7 +25,7 @@ async def register(parts: Parts, request: Request) -> Response:
     info = _instance_info(jsonio.decode_request(await request.body.read()))
     services.registry.register(info)
     await parts.siblings.lives(info)
-    return _json({"heartbeat_s": services.config.heartbeat_s, "ttl_s": services.config.ttl_s})
+    return jsonio.answer({"heartbeat_s": services.config.heartbeat_s, "ttl_s": services.config.ttl_s})
 
 
 async def heartbeat(parts: Parts, request: Request) -> Response:
@@ -38,7 +38,7 @@ async def heartbeat(parts: Parts, request: Request) -> Response:
         raise _not_registered(request)
     (info,) = [each.info for each in registry.listed() if each.name == instance_id]
     await parts.siblings.lives(info)
-    return _json({})
+    return jsonio.answer({})
 
 
 async def remove(parts: Parts, request: Request) -> Response:
@@ -53,14 +53,14 @@ async def remove(parts: Parts, request: Request) -> Response:
 async def list_instances(parts: Parts, _: Request) -> Response:
     """GET: who is there."""
     registry = parts.services.registry
-    return _json({"instances": [_described(registry, each) for each in registry.listed()]})
+    return jsonio.answer({"instances": [_described(registry, each) for each in registry.listed()]})
 
 
 async def list_peers(parts: Parts, request: Request) -> Response:
     """GET: from whom embeddings may be taken; waits up to `wait_s` for another table than that of `after`."""
     wait_s = _seconds(request.query.get("wait_s", "0"))
     table = await parts.peers.after(request.query.get("after"), min(wait_s, _LONGEST_POLL_S))
-    return _json(table)
+    return jsonio.answer(table)
 
 
 def _described(registry: InstanceRegistry, instance: Instance) -> dict[str, Any]:
@@ -120,10 +120,6 @@ def _models(body: jsonio.JsonObject) -> tuple[str, ...] | None:
 def _not_registered(request: Request) -> NotFoundError:
     instance_id = request.params["instance_id"]
     return NotFoundError(f"instance {instance_id} is not registered with this epoch; register it")
-
-
-def _json(value: Any) -> Response:
-    return Response(jsonio.encode(value))
 
 
 def routes(parts: Parts) -> tuple[Route, ...]:

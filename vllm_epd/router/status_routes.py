@@ -25,13 +25,13 @@ async def models(parts: Parts, _: Request) -> Response:
         if each.info.roles.language_model:
             for name in each.info.models:
                 cards.setdefault(name, _card(name, each))
-    return _json({"object": "list", "data": list(cards.values())})
+    return jsonio.answer({"object": "list", "data": list(cards.values())})
 
 
 async def health(parts: Parts, _: Request) -> Response:
     """GET /health: 200 while the router lives, with what is there, and which of several processes has answered."""
     which = {} if parts.worker is None else {"worker": parts.worker.number}
-    return _json({"status": "ok", "stages": _stages(_available(parts)), **which})
+    return jsonio.answer({"status": "ok", "stages": _stages(_available(parts)), **which})
 
 
 async def ready(parts: Parts, _: Request) -> Response:
@@ -45,17 +45,17 @@ async def ready(parts: Parts, _: Request) -> Response:
     objections = [handover_objection(group) for group in found if not missing(group)]
     if all(objections):
         return _not_ready(str(objections[0]), names)
-    return _json({"status": "ready", "stages": _stages(available)})
+    return jsonio.answer({"status": "ready", "stages": _stages(available)})
 
 
 def _not_ready(reason: str, lacking: list[str]) -> Response:
     body = {**error_object(f"not ready: {reason}", "ServiceUnavailableError", 503), "missing": lacking}
-    return Response(jsonio.encode(body), 503)
+    return jsonio.answer(body, 503)
 
 
 async def show_version(_: Parts, __: Request) -> Response:
     """GET /version."""
-    return _json({"version": __version__})
+    return jsonio.answer({"version": __version__})
 
 
 async def metrics(parts: Parts, _: Request) -> Response:
@@ -91,10 +91,6 @@ def _card(name: str, instance: Instance) -> dict[str, Any]:
         "parent": None if name == base else base,
         "max_model_len": instance.info.limits.get("max_model_len"),
     }
-
-
-def _json(value: Any) -> Response:
-    return Response(jsonio.encode(value))
 
 
 def routes(parts: Parts) -> tuple[Route, ...]:

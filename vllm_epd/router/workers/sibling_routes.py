@@ -50,7 +50,7 @@ class SiblingRoutes:
         return Response(status=204)
 
     async def _list(self, _: Request) -> Response:
-        return Response(jsonio.encode([each.info.to_mapping() for each in self._registry.listed()]))
+        return jsonio.answer([each.info.to_mapping() for each in self._registry.listed()])
 
     async def _metrics(self, _: Request) -> Response:
         return Response(self._render(), content_type="text/plain")

@@ -18,6 +18,7 @@ WITH_ROLE = (
     ("cut items down to shards", "vllm_epd.compat.sharding:install"),
     ("go on from the tokens of other instances", "vllm_epd.compat.resume:install"),
     ("let encoders take in adapters", "vllm_epd.compat.lora:install"),
+    ("keep the memory of one request for the next", "vllm_epd.memory:keep_freed_memory"),
 )
 
 

@@ -35,6 +35,8 @@ def _words(text: str) -> frozenset[str]:
 
 LAYERS = (
     Layer("words", ("types", "errors", "topology")),
+    # Settings of a process.
+    Layer("process", ("memory",)),
     Layer("config", ("config",), _words("words"), _words("omegaconf")),
     Layer(
         "pure",
@@ -91,7 +93,7 @@ LAYERS = (
     Layer(
         "service",
         ("router", "controller", "launch"),
-        _words("words config pure web"),
+        _words("words process config pure web"),
         _words(
             "numpy msgspec omegaconf aiohttp blake3 httptools uvloop multidict yarl prometheus_client opentelemetry"
             " rich"

@@ -18,6 +18,10 @@ IN_PROCESS_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 """By its path: by its name, vLLM's CPU platform replaces it with worker processes. Their message queues spin for a
 second after each step, in the engine core and in the worker, and starve a machine with few cores."""
 
+CPU_ENCODES = 2
+"""Requests that an encoder on a CPU has in one step. A batch of more is not encoded faster, and the first of it waits
+for the last; with one alone, the engine is idle between steps."""
+
 SEVERAL_WORKERS = frozenset(
     {"distributed_executor_backend", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"}
 )
@@ -62,6 +66,8 @@ def derive(roles: RoleSet, given: Mapping[str, Any], *, cpu: bool) -> Derived:
             arguments["media_io_kwargs"] = {}
     if not roles.language_model and "gpu_memory_utilization" not in given:
         arguments["gpu_memory_utilization"] = ENCODER_MEMORY_FRACTION
+    if cpu and not roles.language_model and "max_num_seqs" not in given:
+        arguments["max_num_seqs"] = CPU_ENCODES
     if cpu and not given.keys() & SEVERAL_WORKERS:
         arguments["distributed_executor_backend"] = IN_PROCESS_EXECUTOR
     return Derived(

@@ -2,15 +2,15 @@
 """The process of a router: what it says, and when it leaves."""
 
 import asyncio
-import ctypes
 import gc
 import logging
 import signal
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Protocol
 
 from vllm_epd.errors import ConfigError
+from vllm_epd.memory import keep_freed_memory
 from vllm_epd.router.config import RouterConfig
 from vllm_epd.types import TOKEN_ENV
 
@@ -18,9 +18,6 @@ logger = logging.getLogger(__name__)
 
 #: New objects after which the garbage collector looks at them; by default, fewer than one request makes.
 _ALLOCATIONS = 50_000
-#: Options of glibc's `mallopt`: how large a piece is that becomes a mapping of its own; how much free memory stays.
-_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
-_LARGE_BYTES, _KEPT_BYTES = 32 * 2**20, 64 * 2**20
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -86,7 +83,7 @@ async def _serve(
         except OSError as error:
             raise cannot_listen(config, error) from error
         _collect_seldom()
-        _keep_memory()
+        keep_freed_memory()
         listening(port)
         await leave.wait()
         logger.info("router is leaving; running requests have %g s", config.grace_s)
@@ -100,18 +97,6 @@ def _collect_seldom() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_ALLOCATIONS)
-
-
-def _keep_memory() -> None:
-    """Have the C library keep the memory that bodies have been in, where it is one that can be told so.
-
-    Otherwise it gives most of it back after each, and the kernel clears pages anew for the next: a seventh of the
-    processor time of a request with an image of 100 KB.
-    """
-    with suppress(AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def cannot_listen(config: RouterConfig, error: OSError) -> ConfigError:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from vllm_epd.errors import RoleConflictError
-from vllm_epd.roles.derive import ENCODER_MEMORY_FRACTION, IN_PROCESS_EXECUTOR, derive
+from vllm_epd.roles.derive import CPU_ENCODES, ENCODER_MEMORY_FRACTION, IN_PROCESS_EXECUTOR, derive
 from vllm_epd.types import RoleSet
 
 
@@ -37,6 +37,21 @@ def test_sides(text: str, ec_role: str, kv_role: str | None, tower: bool) -> Non
 def test_an_encoder_demands_little_memory_unless_told_otherwise() -> None:
     assert derive(roles("encode"), {}, cpu=False).arguments == {"gpu_memory_utilization": ENCODER_MEMORY_FRACTION}
     assert derive(roles("encode"), {"gpu_memory_utilization": 0.5}, cpu=False).arguments == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "cpu", "expected"),
+    [
+        ("encode", {}, True, CPU_ENCODES),
+        ("encode", {}, False, None),
+        ("encode", {"max_num_seqs": 8}, True, None),
+        ("encode+prefill", {}, True, None),
+    ],
+)
+def test_on_the_cpu_an_encoder_has_few_at_once(
+    text: str, given: dict[str, Any], cpu: bool, expected: int | None
+) -> None:
+    assert derive(roles(text), given, cpu=cpu).arguments.get("max_num_seqs") == expected
 
 
 @pytest.mark.parametrize(

@@ -139,10 +139,9 @@ def check_numbers(rows: RowNumbers, limit: int) -> Numbers:
     if given.ndim != 1 or given.dtype.kind not in "iu":
         raise KernelError(f"rows are {given.dtype} {list(given.shape)}; expected integers in one dimension")
     numbers: Numbers = np.ascontiguousarray(given, dtype=np.int64)
-    as_unsigned = numbers.view(np.uint64)  # where negative ones are beyond every limit
-    if numbers.size and as_unsigned.max() >= limit:
-        wrong = int(np.argmax(as_unsigned >= limit))
-        raise KernelError(f"rows[{wrong}] is {numbers[wrong]}; expected 0 to {limit - 1}")
+    wrong = np.flatnonzero((numbers < 0) | (numbers >= limit))
+    if wrong.size:
+        raise KernelError(f"rows[{wrong[0]}] is {numbers[wrong[0]]}; expected 0 to {limit - 1}")
     return numbers
 
 

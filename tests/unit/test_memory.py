@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that is freed, in a process of its own."""
+"""Memory that is freed in a process of an instance."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
+from vllm_epd.types import ROLE_ENV
+
 PICTURES = """
 import resource
-from vllm_epd.memory import keep_freed_memory
+from vllm_epd import plugin
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -18,8 +21,10 @@ def use():
         pieces = [bytes([number]) * (20 << 20) for number in range(6)]
         del pieces
 
-if {keep}:
-    keep_freed_memory()
+# Without the steps that load vLLM.
+plugin.ALWAYS = ()
+plugin.WITH_ROLE = tuple(step for step in plugin.WITH_ROLE if step[1].startswith("vllm_epd.memory:"))
+plugin.register()
 use()
 before = faults()
 use()
@@ -28,13 +33,12 @@ print(faults() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
-def test_what_is_freed_is_used_again_without_clearing_pages() -> None:
-    assert _faults(keep=False) > 1000
-    assert _faults(keep=True) < 100
+def test_with_a_role_what_is_freed_is_used_again_without_clearing_pages() -> None:
+    assert _faults({}) > 1000
+    assert _faults({ROLE_ENV: "encode"}) < 100
 
 
-def _faults(*, keep: bool) -> int:
-    done = subprocess.run(
-        [sys.executable, "-c", PICTURES.format(keep=keep)], capture_output=True, text=True, check=True
-    )
+def _faults(role: dict[str, str]) -> int:
+    environment = {name: value for name, value in os.environ.items() if name != ROLE_ENV} | role
+    done = subprocess.run([sys.executable, "-c", PICTURES], env=environment, capture_output=True, text=True, check=True)
     return int(done.stdout)

@@ -41,6 +41,9 @@ PyObject* run(const Action& action) {
   try {
     Unlocked unlocked;
     action();
+  } catch (const std::out_of_range& error) {
+    PyErr_SetString(PyExc_IndexError, error.what());
+    return nullptr;
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;
@@ -54,8 +57,8 @@ T* pointer(unsigned long long address) {
 }
 
 epd::Planes planes_of(const Buffer& table, std::int64_t rows) {
-  EPD_CHECK(table.size() % 3 == 0, table.size(), " numbers in a table of three columns");
-  const std::int64_t count = table.size() / 3;
+  EPD_CHECK(table.size() % 4 == 0, table.size(), " numbers in a table of four rows");
+  const std::int64_t count = table.size() / 4;
   return {table.data(), table.data() + count, table.data() + 2 * count, count, rows};
 }
 

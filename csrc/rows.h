@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <sstream>
+#include <stdexcept>
 
 #include "check.h"
 
@@ -15,12 +17,18 @@ struct Rows {
 
   std::int64_t operator[](std::int64_t i) const { return indices ? indices[i] : i; }
 
-  // Before anything is written, so that a bad row leaves the target as it was.
+  // Before anything is written, so that a bad row leaves the target as it was. What it throws is for the user to read.
   void check(std::int64_t limit) const {
     if (!indices) EPD_CHECK(count <= limit, count, " rows of ", limit);
     for (std::int64_t i = 0; indices && i < count; ++i) {
-      EPD_CHECK(indices[i] >= 0 && indices[i] < limit, "row ", indices[i], " of ", limit);
+      if (indices[i] < 0 || indices[i] >= limit) refuse(i, limit);
     }
+  }
+
+  [[noreturn]] void refuse(std::int64_t i, std::int64_t limit) const {
+    std::ostringstream text;
+    text << "rows[" << i << "] is " << indices[i] << "; expected 0 to " << limit - 1;
+    throw std::out_of_range(text.str());
   }
 };
 

@@ -13,11 +13,12 @@ outputs must not overlap.
 All raise KernelError where an argument is not what is documented here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 
+from vllm_epd.errors import KernelError
 from vllm_epd.kernels import cuda
 from vllm_epd.kernels.arguments import (
     CODECS,
@@ -27,6 +28,7 @@ from vllm_epd.kernels.arguments import (
     RowNumbers,
     check_coded,
     check_packed,
+    check_range,
     check_rows_disjoint,
     check_writable,
 )
@@ -53,6 +55,8 @@ __all__ = [
 
 Implementation = Literal["cpu", "cuda", "reference"]
 
+_HOST = torch.device("cpu")
+
 _FORMAT_NUMBERS = {dtype: number for number, dtype in enumerate(FORMATS)}
 _CODE_NUMBERS = {codec: number for number, codec in enumerate(CODECS)}
 
@@ -65,12 +69,10 @@ _MOST_PARTS = 65535
 
 def implementation(device: torch.device | str) -> Implementation:
     """Which of the implementations serves tensors on this device."""
-    device = torch.device(device)
-    if device.type == "cpu" and _native is not None:
-        return "cpu"
-    if device.type == "cuda" and cuda.usable(device):
-        return "cuda"
-    return "reference"
+    device = torch.device(device) if isinstance(device, str) else device
+    if device == _HOST or device.type == "cpu":  # the first is a tensor's, and told without making a string of it
+        return "cpu" if _native is not None else "reference"
+    return "cuda" if device.type == "cuda" and cuda.usable(device) else "reference"
 
 
 def gather_rows(planes: Planes | Sequence[torch.Tensor], rows: RowNumbers, out: torch.Tensor) -> None:
@@ -85,12 +87,11 @@ def gather_rows(planes: Planes | Sequence[torch.Tensor], rows: RowNumbers, out: 
     numbers = check_packed(planes, rows, "out", out)
     chosen = implementation(planes.device)
     if chosen == "cpu":
-        table = planes.table[:3]
-        _native.gather_rows(table, planes.num_rows, numbers, out.data_ptr(), out.numel(), torch.get_num_threads())
+        _on_cpu(_native.gather_rows, planes.table, planes.num_rows, numbers, out.data_ptr(), out.numel())
     elif chosen == "cuda":
         _launch_copy("gather_rows", planes, numbers, out)
     else:
-        reference_gather_rows(planes.tensors, _on_device(numbers, planes.device), out)
+        reference_gather_rows(planes.tensors, _on_device(numbers, planes.num_rows, planes.device), out)
 
 
 def reference_gather_rows(planes: Sequence[torch.Tensor], rows: torch.Tensor, out: torch.Tensor) -> None:
@@ -114,14 +115,11 @@ def scatter_rows(source: torch.Tensor, planes: Planes | Sequence[torch.Tensor], 
     check_writable(planes)
     chosen = implementation(planes.device)
     if chosen == "cpu":
-        table = planes.table[:3]
-        _native.scatter_rows(
-            source.data_ptr(), source.numel(), table, planes.num_rows, numbers, torch.get_num_threads()
-        )
+        _on_cpu(_native.scatter_rows, source.data_ptr(), source.numel(), planes.table, planes.num_rows, numbers)
     elif chosen == "cuda":
         _launch_copy("scatter_rows", planes, numbers, source)
     else:
-        reference_scatter_rows(source, planes.tensors, _on_device(numbers, planes.device))
+        reference_scatter_rows(source, planes.tensors, _on_device(numbers, planes.num_rows, planes.device))
 
 
 def reference_scatter_rows(source: torch.Tensor, planes: Sequence[torch.Tensor], rows: torch.Tensor) -> None:
@@ -157,11 +155,11 @@ def quantize_rows(
     numbers = check_coded("source", source, codes, scales, codec, rows)
     chosen = implementation(source.device)
     if chosen == "cpu":
-        _native.quantize_rows(*_codec_arguments(source, codes, scales, codec, numbers))
+        _on_cpu(_native.quantize_rows, *_codec_arguments(source, codes, scales, codec, numbers))
     elif chosen == "cuda":
         _launch_codec("quantize", source, codes, scales, codec, numbers)
     else:
-        reference_quantize_rows(source, codes, scales, codec=codec, rows=_chosen_rows(numbers, source.device))
+        reference_quantize_rows(source, codes, scales, codec=codec, rows=_chosen_rows(numbers, source))
 
 
 def reference_quantize_rows(
@@ -204,11 +202,11 @@ def dequantize_rows(
     check_rows_disjoint("out", out)
     chosen = implementation(out.device)
     if chosen == "cpu":
-        _native.dequantize_rows(*_codec_arguments(out, codes, scales, codec, numbers))
+        _on_cpu(_native.dequantize_rows, *_codec_arguments(out, codes, scales, codec, numbers))
     elif chosen == "cuda":
         _launch_codec("dequantize", out, codes, scales, codec, numbers)
     else:
-        reference_dequantize_rows(codes, scales, out, codec=codec, rows=_chosen_rows(numbers, out.device))
+        reference_dequantize_rows(codes, scales, out, codec=codec, rows=_chosen_rows(numbers, out))
 
 
 def reference_dequantize_rows(
@@ -227,16 +225,26 @@ def _as_planes(planes: Planes | Sequence[torch.Tensor]) -> Planes:
     return planes if isinstance(planes, Planes) else Planes(planes)
 
 
-def _on_device(numbers: Numbers, device: torch.device) -> torch.Tensor:
+def _on_cpu(kernel: Callable[..., None], *arguments: Any) -> None:
+    """Run a kernel of the extension, which checks the row numbers itself."""
+    try:
+        kernel(*arguments, torch.get_num_threads())
+    except IndexError as error:
+        raise KernelError(str(error)) from None
+
+
+def _on_device(numbers: Numbers, limit: int, device: torch.device) -> torch.Tensor:
+    """The row numbers where the rows are, once all of them are below `limit`."""
+    check_range(numbers, limit)
     return torch.from_numpy(numbers).to(device)
 
 
-def _chosen_rows(numbers: Numbers | None, device: torch.device) -> torch.Tensor | None:
-    return None if numbers is None else _on_device(numbers, device)
+def _chosen_rows(numbers: Numbers | None, matrix: torch.Tensor) -> torch.Tensor | None:
+    return None if numbers is None else _on_device(numbers, matrix.shape[0], matrix.device)
 
 
 def _launch_copy(kernel: str, planes: Planes, numbers: Numbers, packed: torch.Tensor) -> None:
-    rows, table = _on_device(numbers, planes.device), planes.table_on_device()
+    rows, table = _on_device(numbers, planes.num_rows, planes.device), planes.table_on_device()
     parts = max(1, min(-(-planes.widest // _BYTES_PER_BLOCK), _MOST_PARTS))
     arguments = (table.data_ptr(), len(planes.tensors), planes.row_bytes, rows.data_ptr(), packed.data_ptr())
     cuda.launch("gather_scatter", kernel, planes.device, (len(numbers) * len(planes.tensors), parts), arguments)
@@ -245,7 +253,7 @@ def _launch_copy(kernel: str, planes: Planes, numbers: Numbers, packed: torch.Te
 def _launch_codec(
     kernel: str, matrix: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, codec: str, numbers: Numbers | None
 ) -> None:
-    rows = _chosen_rows(numbers, matrix.device)
+    rows = _chosen_rows(numbers, matrix)
     stride_bytes = matrix.stride(0) * matrix.element_size()
     arguments = (
         matrix.data_ptr(),
@@ -274,5 +282,4 @@ def _codec_arguments(
         codes.data_ptr(),
         scales.data_ptr(),
         _CODE_NUMBERS[codec],
-        torch.get_num_threads(),
     )

@@ -66,15 +66,17 @@ def copies(draw, *, unique):
     return Copy(tuple(layouts), num_rows, tuple(draw(rows)), draw(st.integers(0, 2**16)), draw(st.integers(0, 17)))
 
 
-# More than what caches keep, which is copied in another way: pieces longer and shorter than its steps, aligned and not.
+# Pieces that are copied side by side, of more than what caches keep and of less: longer and shorter than the steps of
+# that, aligned and not.
 LARGE = tuple(
     Copy(
         tuple(Layout(width, gap=width % 7, before=i % 3 * 16) for i, width in enumerate(widths)),
-        num_rows=150,
-        rows=tuple(reversed(range(10, 140))),
+        num_rows=count + 20,
+        rows=tuple(reversed(range(10, 10 + count))),
         packed_before=before,
     )
-    for widths in ([2048] * 56, [65536, 256, 255, 4096, 4100, 100, 16, 65536, 30000])
+    for widths in ([2048] * 56, [16384] * 7, [65536, 256, 255, 4096, 4100, 100, 16, 65536, 9000, 8192, 30000])
+    for count in (5, 130)
     for before in (0, 3)
 )
 

@@ -15,7 +15,7 @@ RowNumbers: TypeAlias = Sequence[int] | torch.Tensor
 """Integers, or an int64 tensor of one dimension."""
 
 Numbers: TypeAlias = npt.NDArray[np.int64]
-"""Row numbers that have been checked, in host memory."""
+"""Row numbers in host memory, contiguous. Whether a tensor has such rows is not known yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def check_writable(planes: Planes) -> None:
 
 def check_packed(planes: Planes, rows: RowNumbers, name: str, packed: torch.Tensor) -> Numbers:
     """The rows' numbers, where `packed` has room for just these rows."""
-    numbers = check_numbers(rows, planes.num_rows)
+    numbers = check_numbers(rows)
     check_tensor(name, packed, (torch.uint8,), (len(numbers) * planes.row_bytes,), planes.device)
     check_contiguous(name, packed)
     return numbers
@@ -120,7 +120,7 @@ def check_coded(
         raise KernelError(f"no codec {codec!r}; there are {', '.join(CODECS)}")
     check_tensor(name, matrix, tuple(FORMATS), (None, None), matrix.device)
     check_rows_contiguous(name, matrix)
-    numbers = None if rows is None else check_numbers(rows, int(matrix.shape[0]))
+    numbers = None if rows is None else check_numbers(rows)
     count = int(matrix.shape[0]) if numbers is None else len(numbers)
     check_tensor("codes", codes, (CODECS[codec].dtype,), (count, int(matrix.shape[1])), matrix.device)
     check_tensor("scales", scales, (torch.float32,), (count,), matrix.device)
@@ -129,20 +129,23 @@ def check_coded(
     return numbers
 
 
-def check_numbers(rows: RowNumbers, limit: int) -> Numbers:
-    """Row numbers as an array in host memory, all of them in 0..limit - 1."""
+def check_numbers(rows: RowNumbers) -> Numbers:
+    """Row numbers as an array in host memory."""
     if isinstance(rows, torch.Tensor):
-        check_tensor("rows", rows, (torch.int64,), (None,), rows.device)
-        given: npt.NDArray[Any] = rows.numpy(force=True)
+        check_tensor("rows", rows, (torch.int64,), (rows.numel(),), rows.device)
+        given: npt.NDArray[Any] = (rows if rows.is_cpu else rows.cpu()).numpy()
     else:
         given = np.asarray(rows) if len(rows) else np.empty(0, np.int64)
     if given.ndim != 1 or given.dtype.kind not in "iu":
         raise KernelError(f"rows are {given.dtype} {list(given.shape)}; expected integers in one dimension")
-    numbers: Numbers = np.ascontiguousarray(given, dtype=np.int64)
+    return np.ascontiguousarray(given, dtype=np.int64)
+
+
+def check_range(numbers: Numbers, limit: int) -> None:
+    """Raise unless all of them are in 0..limit - 1."""
     wrong = np.flatnonzero((numbers < 0) | (numbers >= limit))
     if wrong.size:
         raise KernelError(f"rows[{wrong[0]}] is {numbers[wrong[0]]}; expected 0 to {limit - 1}")
-    return numbers
 
 
 def check_tensor(
@@ -153,10 +156,7 @@ def check_tensor(
     device: torch.device,
 ) -> None:
     """Raise unless dtype, shape and device are as expected; None in a shape is any size."""
-    fits = tensor.dim() == len(shape) and all(
-        want in (None, got) for want, got in zip(shape, tensor.shape, strict=True)
-    )
-    if not fits or tensor.dtype not in dtypes or tensor.device != device:
+    if not _fits(tensor.shape, shape) or tensor.dtype not in dtypes or tensor.device != device:
         expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         sizes = ", ".join("any" if size is None else str(size) for size in shape)
         raise KernelError(
@@ -181,6 +181,12 @@ def check_rows_disjoint(name: str, tensor: torch.Tensor) -> None:
     """Raise where rows overlap, in which nothing can be written."""
     if _rows_overlap(tensor):
         raise KernelError(f"{name} has stride {tensor.stride(0)} for rows of {tensor.shape[1]}, which overlap")
+
+
+def _fits(shape: torch.Size, expected: tuple[int | None, ...]) -> bool:
+    if shape == expected:
+        return True
+    return len(shape) == len(expected) and all(want in (None, size) for want, size in zip(expected, shape, strict=True))
 
 
 def _rows_overlap(tensor: torch.Tensor) -> bool:

@@ -9,6 +9,7 @@ what counts is the median of the ratios of neighbours.
 import ctypes
 import time
 from dataclasses import dataclass
+from itertools import count, takewhile
 from statistics import median
 
 import pytest
@@ -21,9 +22,8 @@ from vllm_epd import ops
 
 pytestmark = pytest.mark.bench
 
-ROUNDS = 30
-ROUNDS_IN_CACHE = 300
-"""30 copies of a tenth of a millisecond would be over before one disturbance by another user of the machine is."""
+SECONDS = 2.0
+"""For each case: what others do on the same machine slows the one more than the other for up to half a second."""
 WARM_UP = 2
 LEAST_OF_MEMCPY = 0.8
 COLD_BYTES = 256 << 20
@@ -51,10 +51,6 @@ class Shape:
         """How many such copies touch different bytes."""
         return 1 if self.cached else max(2, COLD_BYTES // self.nbytes)
 
-    @property
-    def rounds(self):
-        return ROUNDS_IN_CACHE if self.cached else ROUNDS
-
 
 SHAPES = (
     Shape(56, 2 << 10, 256),
@@ -73,10 +69,11 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def times_in_turn(*actions, rounds=ROUNDS):
+def times_in_turn(*actions):
     """Seconds of each round, one row for each of the actions; they are given the number of the round."""
     seconds = [[] for _ in actions]
-    for number in range(-WARM_UP, rounds):
+    end = time.perf_counter() + SECONDS
+    for number in takewhile(lambda _: time.perf_counter() < end, count(-WARM_UP)):
         for action, taken in zip(actions, seconds, strict=True):
             begin = time.perf_counter()
             action(number)
@@ -109,7 +106,7 @@ def test_copies_reach_memcpy(benchmark, shape, way):
         place = number % shape.places
         ctypes.memmove(other[place].data_ptr(), packed[place - 1].data_ptr(), shape.nbytes)
 
-    seconds, plain = times_in_turn(copy, memcpy, rounds=shape.rounds)
+    seconds, plain = times_in_turn(copy, memcpy)
     of_memcpy = median_ratio(seconds, plain)
     told = {"of_memcpy": of_memcpy, "gb_per_s": shape.nbytes / median(seconds) / 1e9}
     benchmark.extra_info |= {name: round(value, 2) for name, value in told.items()}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The module vllm_epd._C. It knows addresses, not tensors, and so is built without torch and works beside any torch;
-// vllm_epd/ops.py alone calls it, and has checked that the addresses hold what the arguments say.
+// vllm_epd/ops.py alone calls it, and has checked that the addresses hold what the arguments say; row numbers are checked
+// here.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -57,7 +58,7 @@ T* pointer(unsigned long long address) {
 }
 
 epd::Planes planes_of(const Buffer& table, std::int64_t rows) {
-  EPD_CHECK(table.size() % 4 == 0, table.size(), " numbers in a table of four rows");
+  EPD_CHECK(table.size() % 4 == 0, table.size(), " numbers in a table of four columns");
   const std::int64_t count = table.size() / 4;
   return {table.data(), table.data() + count, table.data() + 2 * count, count, rows};
 }

@@ -2,9 +2,9 @@
 """Kernels for host memory, compiled from csrc/. They take addresses, and `vllm_epd.ops` alone calls them.
 
 Arrays are contiguous. `rows` are row numbers; None stands for the first rows in order. `threads` is the most to run
-on. A table has three columns of one number per plane: address, bytes from row to row, bytes of a row. `format` is 0
-for float32, 1 for float16 and 2 for bfloat16; `code` is 0 for int8 and 1 for fp8. All raise RuntimeError, with file
-and line, where sizes do not fit or a row is out of range; nothing has been written then.
+on. A table is that of `Planes`. `format` is 0 for float32, 1 for float16 and 2 for bfloat16; `code` is 0 for int8 and 1
+for fp8. All raise IndexError where a row number is out of range, and RuntimeError, with file and line, where sizes do
+not fit; nothing has been written then.
 """
 
 import numpy as np

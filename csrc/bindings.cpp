@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The module vllm_epd._C. It knows addresses, not tensors, and so is built without torch and works beside any torch;
-// vllm_epd/ops.py alone calls it, and has checked that the addresses hold what the arguments say; row numbers are checked
-// here.
+// vllm_epd/ops.py alone calls it, and has checked that the addresses hold what the arguments say. Row numbers are left
+// to the kernels.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
